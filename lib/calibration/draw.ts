@@ -100,6 +100,8 @@ export interface CalibrationOptions {
   readonly weights?: "by_role" | "alike" | undefined;
   /** Positions of one forward pass, roughly; default 4096. Solutions do not depend on it, memory does. */
   readonly batchPositions?: number | undefined;
+  /** No batch is of several chunks, so that a part of them can be taken. */
+  readonly byChunk?: boolean | undefined;
 }
 
 /** The error of calibration data that cannot be used. */
@@ -204,12 +206,15 @@ function batchSamples(positions: number, batchPositions: number, chunk: number):
  */
 export function draw<Batch>(
   records: number,
-  { samples, seed, batchPositions = BATCH_POSITIONS }: CalibrationOptions & { readonly samples: number },
+  { samples, seed, batchPositions = BATCH_POSITIONS, byChunk = false }: CalibrationOptions & {
+    readonly samples: number;
+  },
   positions: number,
   batchOf: (part: readonly Draw[]) => CalibrationPart<Batch>,
   heldOut: HeldOutWish,
 ): Pick<CalibrationSet<Batch>, "chunk" | "fit" | "heldOut"> {
-  const chunk = chunkSamples(samples, positions), size = batchSamples(positions, batchPositions, chunk);
+  const chunk = chunkSamples(samples, positions), most = batchSamples(positions, batchPositions, chunk);
+  const size = byChunk ? Math.min(most, chunk) : most;
   const random = new RandomStream(seed, 0x5eed);
   const indices = Array.from({ length: records }, (_, i) => i);
   const shuffled = pick(indices, records, random);

@@ -18,7 +18,7 @@ import type { Blockwise, LinearLayer, Matrix, ModelLayers, Stage } from "../mode
 import type { Kernels } from "../native/mod.ts";
 import { convertFloats, findNonfinite, type PackedTensor } from "../quant/mod.ts";
 import type { InputMoments } from "../quant/solvers/moments.ts";
-import { MomentSums } from "../quant/solvers/moment_sums.ts";
+import { MomentSums, type PartPlace } from "../quant/solvers/moment_sums.ts";
 import { settingsFor } from "../quant/solvers/effort.ts";
 import { solveLayer } from "../quant/solvers/solve_layer.ts";
 import type { CalibrationStatistics } from "../time/mod.ts";
@@ -37,6 +37,7 @@ import { Workspace } from "../models/layers/workspace.ts";
 import { KeptArrays, type KeptArraysOptions } from "./kept_arrays.ts";
 import { type LayerInputs, targetOfInputs } from "./target_of_inputs.ts";
 import { StagedRuns } from "./staged_runs.ts";
+import type { Team } from "./team.ts";
 
 /** With fewer inputs a column solvers overfit the sample. */
 const INPUTS_PER_COLUMN = 4;
@@ -59,13 +60,16 @@ export interface SolveOptions {
   readonly mode?: "blocks" | "once" | undefined;
   /** Packed weights of tables and layers that are not solved. */
   readonly fixed?: ReadonlyMap<string, Matrix> | undefined;
+  /** Tasks that solve the model together: the data are this one's samples. Only for `blocks`. */
+  readonly team?: Team | undefined;
   /** Layers that an earlier run has solved. */
   readonly solved?: ReadonlyMap<string, SolvedLayer> | undefined;
   /** Layers with NaN or infinity among their weights are left out; otherwise they are an error. */
   readonly keepsNonfinite?: boolean | undefined;
   /** What is kept between stages, and where; default in memory. */
   readonly kept?: KeptArraysOptions | undefined;
-  readonly onLayer?: ((layer: SolvedLayer, done: number, of: number) => void) | undefined;
+  /** `isNew`: it is neither of an earlier run nor of another task. */
+  readonly onLayer?: ((layer: SolvedLayer, done: number, of: number, isNew: boolean) => void) | undefined;
   /** Called within a layer, with what is done and the done part of it. */
   readonly onStep?: ((name: string, doing: string, share: number) => void) | undefined;
   readonly onWarning?: ((message: string) => void) | undefined;
@@ -213,11 +217,12 @@ class ModelSolver<Batch> {
     const stages = stagesToSolve(model, options);
     if (stages.length === 0) return this.#solved;
     const count = stages.reduce((sum, { layers }) => sum + layers.length, 0);
-    const done = (layer: SolvedLayer) => {
+    const done = (layer: SolvedLayer, isNew = false) => {
       this.#solved.set(layer.name, layer);
       this.#weights.set(layer.name, layer.tensor);
-      options.onLayer?.(layer, this.#solved.size, count);
+      options.onLayer?.(layer, this.#solved.size, count, isNew);
     };
+    let before = 0;
     statistics?.checkLayers(stages.flatMap(({ layers }) => layers.map(({ name }) => name)));
     warnOfFewInputs(stages, data, statistics, options.onWarning);
     options.onMoments?.(momentLine(stages.map((stage) => ({
@@ -227,9 +232,16 @@ class ModelSolver<Batch> {
     for (const stage of stages) {
       await this.#enter(stage.block);
       const started = performance.now();
-      const already = stage.layers.map(({ name }) => options.solved?.get(name));
+      const first = before, { team } = options;
+      before += stage.layers.length;
+      const already = stage.layers.map(({ name }) => options.solved?.get(name) ?? team?.solved(name));
       if (already.every((layer) => layer !== undefined)) {
         for (const layer of already) done(layer);
+        team?.forget(stage.layers[0]!.name);
+        continue;
+      }
+      if (team !== undefined) {
+        await this.#solveTogether(team, stage, first, done);
         continue;
       }
       const inputs = await this.#inputsOf(stage);
@@ -237,11 +249,53 @@ class ModelSolver<Batch> {
       for (const [i, layer] of stage.layers.entries()) {
         const result = already[i] ?? await this.#solveLayer(layer, inputs, stage.block, gathering);
         if (result === undefined) continue;
-        done(result);
+        done(result, already[i] === undefined);
         await pause(options.signal);
       }
     }
     return this.#solved;
+  }
+
+  /**
+   * A stage's layers, some solved by this task, the others awaited.
+   *
+   * @param first number of its first layer among all
+   * @param done called with each, and whether it is of this task
+   */
+  async #solveTogether(
+    team: Team,
+    stage: LayerStage,
+    first: number,
+    done: (layer: SolvedLayer, isNew: boolean) => void,
+  ): Promise<void> {
+    const started = performance.now(), { layers } = stage;
+    const isOpen = (i: number) => team.solved(layers[i]!.name) === undefined;
+    const isOwn = layers.map((_, i) => team.solves(first + i) && isOpen(i)),
+      known = new Map<string, SolvedLayer>();
+    // All tasks have a part of the sums; targets that are made of the inputs themselves are made by all as well.
+    const gathered = await this.#gather(stage, isOwn.includes(true));
+    if (gathered !== undefined) {
+      const inputs = this.#prepared(stage, gathered), gathering = performance.now() - started;
+      const isShared = this.#full !== undefined && gathered.cross === undefined;
+      for (const [i, layer] of layers.entries()) {
+        if (!isOwn[i] && !(isShared && isOpen(i))) continue;
+        const result = await team.unlessSolved(
+          layer.name,
+          () => this.#solveLayer(layer, inputs, stage.block, gathering, isOwn[i]),
+        );
+        if (result === undefined) continue;
+        known.set(layer.name, result);
+        done(result, true);
+        await pause(this.options.signal);
+      }
+    }
+    for (const [i, layer] of layers.entries()) {
+      if (known.has(layer.name) || this.#nonfinite(layer, denseWeights(this.options.kernels, layer))) {
+        continue;
+      }
+      done(await team.layer(layer.name, first + i), false);
+    }
+    team.forget(layers[0]!.name);
   }
 
   /** Takes all runs to the beginning of a block. */
@@ -286,10 +340,15 @@ class ModelSolver<Batch> {
   }
 
   async #inputsOf(stage: LayerStage): Promise<StageInputs> {
+    return this.#prepared(
+      stage,
+      this.statistics === undefined ? (await this.#gather(stage))! : this.#known(this.statistics, stage),
+    );
+  }
+
+  /** Sums of a stage's inputs, ready to solve on. */
+  #prepared(stage: LayerStage, gathered: Gathered): StageInputs {
     const { kernels, settings, onWarning } = this.options, first = stage.layers[0]!;
-    const gathered = this.statistics === undefined
-      ? await this.#gather(stage)
-      : this.#known(this.statistics, stage);
     const { moments } = gathered, structure = momentText(moments.block ?? moments.cols, moments.cols);
     const takesSums = this.statistics === undefined;
     const moment = named(
@@ -305,27 +364,39 @@ class ModelSolver<Batch> {
     return { ...gathered, moment, structure, weight: moments.weight };
   }
 
-  /** @returns undefined for a layer with weights that are not finite, which is left out */
+  /**
+   * Whether weights are not finite, and left to the rule for such tensors, which keeps them or stops the run.
+   *
+   * @throws {WeightsError} where the rule is not known to keep them
+   */
+  #nonfinite({ name, weights: { cols } }: LinearLayer, dense: Float32Array): boolean {
+    const { kernels, keepsNonfinite } = this.options;
+    const nonfinite = findNonfinite(kernels, { data: dense, dtype: "F32" }, dense.length);
+    if (nonfinite < 0) return false;
+    if (keepsNonfinite === true) return true;
+    throw new WeightsError(
+      `Cannot solve ${JSON.stringify(name)}: weights must be finite, got ${dense[nonfinite]} at row ${
+        Math.floor(nonfinite / cols)
+      }, column ${nonfinite % cols}; set non_finite: keep to store such a tensor unquantized`,
+      { tensor: name },
+    );
+  }
+
+  /**
+   * @param isWanted whether more than the target is wanted, which a team's tasks make together
+   * @returns undefined for a layer with weights that are not finite, which is left out
+   */
   async #solveLayer(
     layer: LinearLayer,
     { moment, structure, weight, cross, residuals }: StageInputs,
     block: number,
     gathering: number,
+    isWanted = true,
   ): Promise<SolvedLayer | undefined> {
-    const { kernels, settings, solver, gridOf, keepsNonfinite } = this.options;
+    const { kernels, settings, solver, gridOf } = this.options;
     const begun = performance.now(), { name, weights: { rows, cols } } = layer;
     const dense = denseWeights(kernels, layer);
-    const nonfinite = findNonfinite(kernels, { data: dense, dtype: "F32" }, dense.length);
-    if (nonfinite >= 0) {
-      // Left to the rule for such tensors, which keeps them or stops the run.
-      if (keepsNonfinite === true) return undefined;
-      throw new WeightsError(
-        `Cannot solve ${JSON.stringify(name)}: weights must be finite, got ${dense[nonfinite]} at row ${
-          Math.floor(nonfinite / cols)
-        }, column ${nonfinite % cols}; set non_finite: keep to store such a tensor unquantized`,
-        { tensor: name },
-      );
-    }
+    if (this.#nonfinite(layer, dense)) return undefined;
     const corrected = { weights: dense, rows, moment };
     const target = cross !== undefined
       ? correctedTarget(kernels, { ...corrected, cross, residual: residuals.get(name) }, {
@@ -336,6 +407,7 @@ class ModelSolver<Batch> {
       : this.#full !== undefined
       ? await targetOfInputs(kernels, corrected, this.#inputsAgain(name, block, weight), settings)
       : dense;
+    if (!isWanted) return undefined;
     const onShare = (share: number) => this.options.onStep?.(name, "solving", share);
     const problem = { weights: target, rows, cols, moment, ...gridOf(name)!, onShare };
     const { tensor, objective, firstObjective } = named(
@@ -357,7 +429,7 @@ class ModelSolver<Batch> {
 
   /** What a layer of the present stage reads and lost, again. */
   #inputsAgain(name: string, block: number, weight: number): LayerInputs {
-    const { data: { fit }, options: { onStep, signal } } = this, runs = this.#runs!;
+    const { data: { fit }, options: { onStep, signal, team } } = this, runs = this.#runs!;
     const inputs = (i: number) => {
       const { x, rows } = runs.stop(i, block, name);
       return { x, tokens: rows, weights: rowWeights(fit[i]!, rows, name) };
@@ -365,6 +437,13 @@ class ModelSolver<Batch> {
     return {
       parts: fit.length,
       weight,
+      place: (i) => this.#placeOf(i),
+      ...(team === undefined ? {} : {
+        async total(sums, pass) {
+          const own = { counts: [], sums: [sums.exact()] }, what = `target ${pass}`;
+          return new Float32Array((await team.all(name, what, own)).sums[0]!);
+        },
+      }),
       inputs,
       lost: (i) => {
         const { lost, stream } = this.#lostBefore(i, block, name), { residual } = runs.stop(i, block, name);
@@ -394,9 +473,20 @@ class ModelSolver<Batch> {
     return { lost: copy("x", x), stream: residual && copy("residual", residual) };
   }
 
-  /** Moments of a stage's inputs over all calibration data. */
-  async #gather(stage: LayerStage): Promise<Gathered> {
-    const { options: { kernels, onStep, signal }, data: { fit, chunk } } = this, { block, layers } = stage;
+  /** Where a part of the data lies in the pass. */
+  #placeOf(part: number): PartPlace {
+    const { fit, chunk } = this.data,
+      before = fit.slice(0, part).reduce((sum, { samples }) => sum + samples, 0);
+    return { before, samples: fit[part]!.samples, chunk };
+  }
+
+  /**
+   * Moments of a stage's inputs over all calibration data.
+   *
+   * @param isWanted whether a team's task needs them: it tells the others its part either way
+   */
+  async #gather(stage: LayerStage, isWanted = true): Promise<Gathered | undefined> {
+    const { options: { kernels, onStep, signal, team }, data: { fit } } = this, { block, layers } = stage;
     const { name, weights: { cols } } = layers[0]!;
     const full = this.#full, width = this.#choose(stage, this.#inputCount(stage)).block;
     const sums = (rows: number, block: number, isSymmetric = false) =>
@@ -405,13 +495,12 @@ class ModelSolver<Batch> {
     // With a diagonal alone targets are corrected with the inputs themselves.
     const cross = full === undefined || width === 1 ? undefined : sums(cols, width);
     const residuals = new Map<string, MomentSums>();
-    let tokens = 0, weight = 0, before = 0;
+    let tokens = 0, weight = 0;
     for (const [i, part] of fit.entries()) {
       onStep?.(name, "reading inputs", i / fit.length);
       const { lost, stream } = cross === undefined ? {} : this.#lostBefore(i, block, name);
       const { x, rows, residual } = this.#runs!.stop(i, block, name), own = rowWeights(part, rows, name);
-      const place = { before, samples: part.samples, chunk }, inputs = { x, weights: own, tokens: rows };
-      before += part.samples;
+      const place = this.#placeOf(i), inputs = { x, weights: own, tokens: rows };
       second.addPart(kernels, inputs, place);
       tokens += rows;
       // One after the other: the sum does not depend on how samples are divided into parts.
@@ -428,20 +517,28 @@ class ModelSolver<Batch> {
       }
       await pause(signal);
     }
-    const mean = (own: MomentSums) => own.rounded().map((value) => value / weight);
+    const parts = [second, ...(cross === undefined ? [] : [cross]), ...residuals.values()];
+    const own = { counts: [tokens, weight], sums: parts.map((sums) => sums.exact()) };
+    const isShared = full !== undefined && cross === undefined;
+    if (team !== undefined && !isWanted && !isShared) return void team.publish(name, "inputs", own);
+    const { counts: [inputs, total], sums: all } = await team?.all(name, "inputs", own) ?? own;
+    const mean = (values: Float64Array) => new Float32Array(values).map((value) => value / total!);
+    const behind = cross === undefined ? 1 : 2;
     return {
-      moments: { cols, block: width, tokens, weight, second: second.rounded() },
-      cross: cross && mean(cross),
-      residuals: new Map([...residuals].map(([name, own]) => [name, mean(own)])),
+      moments: { cols, block: width, tokens: inputs!, weight: total!, second: new Float32Array(all[0]!) },
+      cross: cross && mean(all[1]!),
+      residuals: new Map([...residuals.keys()].map((name, i) => [name, mean(all[behind + i]!)])),
     };
   }
 
   /** Different inputs of a stage's layers: where those read a row a sample there are fewer than positions. */
   #inputCount(stage: LayerStage): number {
-    const { data: { fit, distinctPositions } } = this, { block, layers: [first] } = stage, [part] = fit;
+    const { data: { fit, distinctPositions, samples } } = this,
+      { block, layers: [first] } = stage,
+      [part] = fit;
     const { rows } = this.#runs!.stop(0, block, first!.name);
     if (rows === part!.weights.length) return distinctPositions;
-    return Math.min(distinctPositions, fit.reduce((sum, { samples }) => sum + samples, 0));
+    return Math.min(distinctPositions, samples);
   }
 }
 

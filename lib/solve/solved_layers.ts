@@ -39,11 +39,24 @@ export function loadSolvedLayers(
   const found = new Map<string, SolvedLayer>();
   if (!exists(folder)) return found;
   for (const name of listFolder(folder).filter((name) => name.startsWith(`${SOLVED_PREFIX}${candidate}-`))) {
-    const kept = readKept<Header>(join(folder, name), identity);
-    if (kept === undefined) continue;
-    const { header: { layer, tensor, keys }, arrays } = kept;
-    const parts = Object.fromEntries(keys.map((key, i) => [key, arrays[i]]));
-    found.set(layer.name, { ...layer, tensor: { ...tensor, ...parts } as unknown as PackedTensor });
+    const layer = readLayer(join(folder, name), identity);
+    if (layer !== undefined) found.set(layer.name, layer);
   }
   return found;
+}
+
+/** One of them, by name. */
+export const loadSolvedLayer = (
+  folder: string,
+  candidate: number,
+  identity: string,
+  name: string,
+): SolvedLayer | undefined => readLayer(join(folder, fileName(candidate, name)), identity);
+
+function readLayer(path: string, identity: string): SolvedLayer | undefined {
+  const kept = readKept<Header>(path, identity);
+  if (kept === undefined) return undefined;
+  const { header: { layer, tensor, keys }, arrays } = kept;
+  const parts = Object.fromEntries(keys.map((key, i) => [key, arrays[i]]));
+  return { ...layer, tensor: { ...tensor, ...parts } as unknown as PackedTensor };
 }

@@ -6,7 +6,8 @@
  */
 import type { Kernels } from "../native/mod.ts";
 import { product } from "../quant/product.ts";
-import { accumulateMoment, diagonalOf } from "../quant/solvers/moments.ts";
+import { MomentSums, type PartPlace } from "../quant/solvers/moment_sums.ts";
+import { diagonalOf } from "../quant/solvers/moments.ts";
 import { type FactoredMoment, timesInverse } from "../quant/solvers/factored_moment.ts";
 import type { Correction } from "../quant/solvers/settings.ts";
 
@@ -37,6 +38,10 @@ export interface LayerInputs {
   readonly weight: number;
   inputs(part: number): InputPart;
   lost(part: number): LostPart;
+  /** Where a part lies in the pass; by default all are one chunk. */
+  place?(part: number): PartPlace;
+  /** Sums over all tasks, rounded; by default these are all. @param pass number of the pass over the inputs */
+  total?(sums: MomentSums, pass: number): Promise<Float32Array<ArrayBuffer>>;
   /** Called between parts, with the done share. */
   pause(share: number): Promise<void>;
 }
@@ -70,12 +75,13 @@ export async function targetOfInputs(
     partAt: (i: number) => Part,
     outputs: (part: Part) => Float32Array,
   ) => {
-    const sums = new Float32Array(rows * cols);
+    const parts = new MomentSums({ rows, cols, isSymmetric: false });
     for (let i = 0; i < data.parts; i++) {
-      const part = partAt(i);
-      accumulateMoment(kernels, part.x, outputs(part), part.weights, part.tokens, sums);
+      const part = partAt(i), place = data.place?.(i) ?? { before: i, samples: 1 };
+      parts.addPart(kernels, { ...part, y: outputs(part) }, place);
       await data.pause((pass + (i + 1) / data.parts) / passes);
     }
+    const sums = await data.total?.(parts, pass) ?? parts.rounded();
     pass++;
     for (let i = 0; i < sums.length; i++) sums[i]! /= data.weight;
     return sums;

@@ -25,9 +25,20 @@ export async function loadCalibrationShard(
   shard: Shard,
   run: OwnSampleOptions,
 ): Promise<Calibrated> {
-  const { data: { own, fit: [first], chunk = 1, samples } } = await loadCalibration(loaded, given, run);
-  const chunks = Math.ceil(samples / chunk);
-  if (chunks < shard.count) {
+  const whole = await loadCalibration(loaded, { ...given, byChunk: true }, run);
+  const part = partOf(whole, shard);
+  const samples = part.data.fit.reduce((sum, { samples }) => sum + samples, 0);
+  return { ...part, data: { ...part.data, samples } } as Calibrated;
+}
+
+/**
+ * Data whose batches are of whole or part chunks, with the samples of a shard alone to solve on.
+ *
+ * @throws {CalibrationError} where there are fewer chunks than shards
+ */
+export function partOf<Data extends Calibrated>(whole: Data, shard: Shard): Data {
+  const { samples, chunk = 1 } = whole.data, { index, count } = shard, chunks = Math.ceil(samples / chunk);
+  if (chunks < count) {
     throw new CalibrationError(
       `Cannot calibrate shard ${
         shardText(shard)
@@ -35,20 +46,14 @@ export async function loadCalibrationShard(
         `each with ${chunk} samples that are summed up together: take more samples, or fewer shards`,
     );
   }
-  const batchPositions = chunk * first!.weights.length / first!.samples;
-  const whole = await loadCalibration(loaded, { ...given, own, batchPositions }, run);
-  return whole.kind === "sequences"
-    ? { ...whole, data: { ...whole.data, ...partOf(whole.data.fit, shard) } }
-    : { ...whole, data: { ...whole.data, ...partOf(whole.data.fit, shard) } };
-}
-
-function partOf<Batch>(
-  fit: readonly CalibrationPart<Batch>[],
-  shard: Shard,
-): { readonly fit: readonly CalibrationPart<Batch>[]; readonly samples: number } {
-  const { index, count } = shard, at = (i: number) => Math.floor(i * fit.length / count);
-  const own = fit.slice(at(index - 1), at(index));
-  return { fit: own, samples: own.reduce((sum, { samples }) => sum + samples, 0) };
+  const at = (i: number) => Math.floor(i * chunks / count) * chunk, begin = at(index - 1), end = at(index);
+  let first = 0;
+  const fit = (whole.data.fit as readonly CalibrationPart<unknown>[]).filter(({ samples }) => {
+    const isOwn = first >= begin && first < end;
+    first += samples;
+    return isOwn;
+  });
+  return { ...whole, data: { ...whole.data, fit } } as Data;
 }
 
 /** The run of a pass, or of a part of its samples. */

@@ -49,6 +49,15 @@ export function* chunkPieces(before: number, samples: number, chunk = Infinity):
 /** Arrays of chunks that are free, by length: 0 where the next one is summed up. */
 export type SpareChunks = Map<number, Float32Array<ArrayBuffer>>;
 
+/** Where a part of a pass lies in it. */
+export interface PartPlace {
+  /** Samples in front of the part, and of it. */
+  readonly before: number;
+  readonly samples: number;
+  /** Samples of a chunk; all by default. */
+  readonly chunk?: number | undefined;
+}
+
 /** Form of the sums: those of a moment are symmetric, and in blocks where `block` is less than `cols`. */
 export interface SumsShape {
   readonly rows: number;
@@ -113,16 +122,8 @@ export class MomentSums {
     return chunk ?? new Float32Array(length);
   }
 
-  /** Adds a part of a pass, cut where chunks end. @param before samples in front of it @param chunk samples of a chunk */
-  addPart(
-    kernels: Kernels,
-    inputs: SummedInputs,
-    { before, samples, chunk }: {
-      readonly before: number;
-      readonly samples: number;
-      readonly chunk: number | undefined;
-    },
-  ): void {
+  /** Adds a part of a pass, cut where chunks end. */
+  addPart(kernels: Kernels, inputs: SummedInputs, { before, samples, chunk }: PartPlace): void {
     for (const piece of chunkPieces(before, samples, chunk)) {
       this.add(kernels, pieceOf(inputs, samples, piece));
       if (piece.isEnd) this.endChunk();
