@@ -103,6 +103,9 @@ const USAGE = {
     "--shard I/N":
       "do part I of N, into OUT/shard-I-of-N; merge.ts brings all parts together; default: what the array task's " +
       "environment says (Slurm, Kubernetes, Grid Engine), which is printed; none: the whole",
+    "--together MINUTES":
+      "with --shard and calibration_mode: blocks: all parts run at the same time, each on its part of the samples, and " +
+      "add up what they find, stage by stage, through OUT; a part waits so long for another",
     "--dry-run": "show what would be done, and by which rules; write nothing",
     ...OUTPUT_OPTIONS,
     "--report DIR":
@@ -174,6 +177,9 @@ async function run(parsed: Options, { signal, command }: Context): Promise<void>
   }
   const task = { ...checkedTask(parsed), config, shard };
   if (shard !== undefined) checkShard(parsed);
+  else if (values.together !== undefined) {
+    throw new UsageError("--together is for parts of a run: give --shard I/N");
+  }
   warnOfLaterKeys(origins, display.log);
   if (values.report !== undefined) {
     if (shard !== undefined) throw new UsageError("--report needs the whole model: leave it out of a shard");
@@ -302,7 +308,12 @@ function checkedTask(parsed: Options) {
   }
   const path = values["save-calibration"], groupMoments = flags["save-group-moments"];
   const maxMemoryBytes = sizeOf(values["max-memory"]), loras = parsed.lists.lora.map(loraOf);
-  const task = { input, output, resume, force, variant, maxMemoryBytes, loras };
+  const minutes = parsed.number("together");
+  if (minutes !== undefined && !(minutes > 0)) {
+    throw new UsageError(`--together must be a number of minutes above 0, got ${minutes}`);
+  }
+  const togetherMilliseconds = minutes === undefined ? undefined : minutes * 60_000;
+  const task = { input, output, resume, force, variant, maxMemoryBytes, loras, togetherMilliseconds };
   if (path === undefined) {
     if (groupMoments) throw new UsageError("--save-group-moments needs --save-calibration FILE");
     return { ...task, saveCalibration: undefined };

@@ -84,6 +84,7 @@ export async function openCalibration(
     readonly bytesAtOnce?: number | undefined;
     /** As {@linkcode loadCalibration} takes it. */
     readonly batchPositions?: number | undefined;
+    readonly byChunk?: boolean | undefined;
     /** Called before a model makes its own samples, with a draft of them and the positions of all steps. */
     readonly onDraft?: ((draft: Calibrated, positions: number) => void) | undefined;
   },
@@ -100,7 +101,14 @@ export async function openCalibration(
   const samples = config.calibrationSamples ?? undefined, seed = config.calibrationSeed;
   // A saved pass goes on from its number of parts: they are always alike.
   const batchPositions = save === undefined ? options.batchPositions : undefined;
-  const data = { source, samples, seed, batchPositions, self: config.selfCalibration };
+  const data = {
+    source,
+    samples,
+    seed,
+    batchPositions,
+    byChunk: options.byChunk,
+    self: config.selfCalibration,
+  };
   const shard = save?.shard;
   const calibrated = statistics === undefined
     ? await stoppable(

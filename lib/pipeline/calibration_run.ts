@@ -47,6 +47,8 @@ interface CalibrationOptions extends RunOptions {
   readonly kernels: Kernels | undefined;
   readonly saveCalibration?: SaveCalibration | undefined;
   readonly force?: boolean | undefined;
+  /** Where shards solve together, a task takes whole chunks of the samples. */
+  readonly togetherMilliseconds?: number | undefined;
   /** Bytes that the process may take. */
   readonly memoryBytes: number;
 }
@@ -71,6 +73,7 @@ export function runCalibration(checkpoint: Checkpoint, options: CalibrationOptio
         onDraft,
         bytesAtOnce: Math.min(STATISTICS_BYTES, memory.roomBytes / 4),
         batchPositions: runLimits(checkpoint) === undefined ? memory.batchPositions(checkpoint) : undefined,
+        byChunk: options.togetherMilliseconds !== undefined,
       });
     },
   };

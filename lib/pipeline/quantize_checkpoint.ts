@@ -7,6 +7,7 @@ import { join } from "node:path";
 import process from "node:process";
 import { packedTensorSpecs } from "../quant/packed/entries.ts";
 import { matrixSizes } from "../quant/mod.ts";
+import { partOf } from "../calibration/statistics/parts.ts";
 import { type Solvable, thatRuns } from "../calibration/statistics/alone.ts";
 import { HELD_OUT_METRICS, HeldOutMeter } from "../calibration/held_out.ts";
 import { hasStatistics, type SaveCalibration } from "../calibration/source.ts";
@@ -51,6 +52,7 @@ import type { TensorSink } from "../output/tensor_sink.ts";
 import { type BitPlan, planText } from "../plan/budget.ts";
 import { checkPlan, formatOf, type Plan, planQuantization, type PlanRow } from "../plan/plan.ts";
 import { pause, type RunOptions, stoppable } from "../progress.ts";
+import type { TeamPlace } from "../solve/team.ts";
 import { KEPT, type KnownSolutions, type SolvedModel, solvePlan } from "../solve/candidates.ts";
 import { isRounded, quantizedByWeights } from "../solve/by_weights.ts";
 import { MeasuredLayers } from "../solve/measured_layers.ts";
@@ -120,6 +122,11 @@ export interface OpenRunOptions<K extends Kernels | undefined = Kernels> extends
    */
   readonly shard?: Shard | undefined;
   /**
+   * Shards of `calibration_mode: blocks` run at the same time and solve the model together, through a folder in the output
+   * that all of them see: each runs its part of the samples. So long one waits for another.
+   */
+  readonly togetherMilliseconds?: number | undefined;
+  /**
    * Bytes that the process may take for calibrated work, which is refused where it would take more; default what it has
    * and three quarters of what is available.
    */
@@ -146,7 +153,7 @@ export interface QuantizeRun<K extends Kernels | undefined = Kernels> extends Di
   readonly memoryBytes: number;
   /** What became of LoRAs. */
   readonly loras: readonly LoraReport[];
-  readonly options: RunOptions & Pick<OpenRunOptions, "shard">;
+  readonly options: RunOptions & Pick<OpenRunOptions, "shard" | "togetherMilliseconds">;
 }
 
 /** The plan of a run. */
@@ -207,14 +214,31 @@ export async function quantizeCheckpoint(given: QuantizeCheckpointOptions): Prom
   return await withOutput(run, first, request, async (output) => {
     const planned = measuresBits(run.config) ? await planRun(run, output) : first;
     if (planned !== first) warn(run, planned);
-    const calibrated = await calibrateRun(run, planned, output);
-    if (calibrated !== undefined && shard !== undefined) checkOneCandidate(calibrated, run.config);
-    const solved = await solveRun(run, planned, calibrated, { output });
+    const whole = await calibrateRun(run, planned, output);
+    if (whole !== undefined && shard !== undefined) checkOneCandidate(whole, run.config);
+    const team = shard && teamOf(given, shard, output);
+    const calibrated = whole !== undefined && team !== undefined
+      ? partOf(thatRuns(whole, "solve together"), team.shard)
+      : whole;
+    const solved = await solveRun(run, planned, calibrated, { output, team });
     const phases = await phasesRun(run, planned, calibrated, solved, output);
     run.calibration.memory.held.release(); // tensors are read for themselves
     const report = await writeRun(run, planned, { solved, phases }, output);
     return { ...report, heldOut: await heldOutError(run, planned, calibrated, { solved, phases }) };
   });
+}
+
+/** Where shards of one run meet; undefined where they do not. */
+function teamOf(
+  { output: parts, togetherMilliseconds }: QuantizeCheckpointOptions,
+  shard: Shard,
+  { identity }: Rewrite,
+): (TeamPlace & { readonly identity: string }) | undefined {
+  if (togetherMilliseconds === undefined) return undefined;
+  const { shard: _, ...settings } = JSON.parse(identity.settings);
+  const own = sha256(JSON.stringify([{ ...identity, settings }, shard.count]));
+  const folder = join(parts, `blocks-${own.slice(0, 16)}`);
+  return { shard, folder, waitMilliseconds: togetherMilliseconds, identity: own };
 }
 
 function warn({ config, options: { onEvent } }: QuantizeRun, { plan, bitPlan }: PlannedRun): void {
@@ -399,11 +423,11 @@ export async function planRun(
 
 /** The part of a plan that a run does: all of it, or its shard's. @throws as {@linkcode checkDivisible} */
 function shardPlan(
-  { checkpoint, config, options: { shard, onEvent } }: QuantizeRun<Kernels | undefined>,
+  { checkpoint, config, options: { shard, togetherMilliseconds, onEvent } }: QuantizeRun<Kernels | undefined>,
   whole: Plan,
 ): Plan {
   if (shard === undefined) return whole;
-  checkDivisible(checkpoint, config, whole);
+  checkDivisible(checkpoint, config, whole, togetherMilliseconds !== undefined);
   const divided = dividePlan(whole, config, shard.count);
   onEvent?.({ kind: "shard", ...shardSummary(shard, divided) });
   return { rows: divided.shards[shard.index - 1]!, warnings: whole.warnings };
@@ -465,12 +489,13 @@ const quantizedRows = ({ rows }: Plan) => rows.filter(({ action }) => action ===
  */
 export async function calibrateRun(
   run: QuantizeRun,
-  { plan, bitPlan }: PlannedRun,
+  { plan, whole, bitPlan }: PlannedRun,
   output?: Rewrite,
 ): Promise<Solvable | undefined> {
   const { checkpoint, config, kernels, calibration, options } = run, { onEvent } = options;
   if (output?.isComplete) return undefined;
-  const rows = quantizedRows(plan);
+  // Others need this task's samples whatever it writes.
+  const rows = quantizedRows(options.togetherMilliseconds === undefined ? plan : whole);
   if (wantsPhases(config) && rows.length === 0) {
     onEvent?.({ kind: "warning", message: "the phases have nothing to do: no layer is quantized" });
     return undefined;
@@ -503,10 +528,14 @@ export async function solveRun(
   { config, kernels, calibration, memoryBytes, options }: QuantizeRun,
   { plan, whole }: PlannedRun,
   calibrated: Solvable | undefined,
-  { output, known }: { readonly output?: Rewrite | undefined; readonly known?: KnownSolutions } = {},
+  { output, known, team }: {
+    readonly output?: Rewrite | undefined;
+    readonly known?: KnownSolutions;
+    readonly team?: ReturnType<typeof teamOf>;
+  } = {},
 ): Promise<SolvedModel | undefined> {
   if (calibrated === undefined || !CALIBRATED_SOLVERS.includes(config.solver)) return undefined;
-  const identity = output === undefined ? "" : JSON.stringify(output.identity);
+  const identity = team?.identity ?? (output === undefined ? "" : JSON.stringify(output.identity));
   const only = options.shard && new Set(plan.rows.map(({ name }) => name));
   return await solvePlan(
     {
@@ -514,6 +543,7 @@ export async function solveRun(
         calibrated,
         plan: whole,
         only,
+        team,
         config,
         kernels,
         memoryBytes,

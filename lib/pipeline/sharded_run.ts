@@ -91,7 +91,12 @@ const FROM_STATISTICS =
   "save statistics of what layers read (--save-calibration FILE, which itself runs in shards), and give them as --calibrate FILE";
 
 /** What a task of an array may compute alone. @throws {ConfigError} with the way to what can be divided */
-export function checkDivisible(checkpoint: Checkpoint, config: ConfigInForce, plan: Plan): void {
+export function checkDivisible(
+  checkpoint: Checkpoint,
+  config: ConfigInForce,
+  plan: Plan,
+  isTogether = false,
+): void {
   if (wantsPhases(config)) {
     throw cannot(
       "phases measure the whole quantized model, got some that are enabled: run without --phases, or as one task",
@@ -103,12 +108,19 @@ export function checkDivisible(checkpoint: Checkpoint, config: ConfigInForce, pl
         "(arrowquant.plan.json) as --plan FILE",
     );
   }
-  if (!isSolved(config, plan) || readsStatistics(checkpoint, config)) return;
-  if (config.calibrationMode !== "blocks") return;
+  const isBlockwise = isSolved(config, plan) && !readsStatistics(checkpoint, config) &&
+    config.calibrationMode === "blocks";
+  if (isBlockwise === isTogether) return;
+  if (isTogether) {
+    throw cannot(
+      "--together is for layers that are solved on data with calibration_mode: blocks, got others, whose shards share " +
+        "nothing: leave it out",
+    );
+  }
   throw cannot(
     "with calibration_mode: blocks every block is solved on what the quantized blocks before it give, so that none can " +
-      `begin before they are done: set calibration_mode: once, or ${FROM_STATISTICS}; weights alone (--solver clip or ` +
-      "round) divide as well",
+      "begin before they are done: give --together MINUTES where all shards run at the same time and see one OUT, set " +
+      `calibration_mode: once, or ${FROM_STATISTICS}; weights alone (--solver clip or round) divide as well`,
   );
 }
 

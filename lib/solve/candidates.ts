@@ -17,6 +17,7 @@ import { type RunEvent, type RunOptions, stoppable } from "../progress.ts";
 import { HELD_OUT_METRICS, HeldOutMeter } from "../calibration/held_out.ts";
 import { isRounded, quantizedByWeights, weightSolver } from "./by_weights.ts";
 import { type SolvedLayer, solveModel } from "./solve_model.ts";
+import { Team, type TeamPlace } from "./team.ts";
 import { loadSolvedLayers, saveSolvedLayer } from "./solved_layers.ts";
 import { type TimeWeightSettings, withTimeWeights } from "../calibration/time_weights.ts";
 
@@ -127,6 +128,8 @@ export interface SolveTask {
   readonly plan: Plan;
   /** Names of the tensors that are this task's; all by default. With fewer nothing is measured: the model is not whole. */
   readonly only?: ReadonlySet<string> | undefined;
+  /** Tasks that solve the model together: the data are this one's samples, and `only` is what it will write. */
+  readonly team?: TeamPlace | undefined;
   readonly config: ConfigInForce;
   readonly kernels: Kernels;
   /** Bytes that the process may take; any by default. */
@@ -254,7 +257,7 @@ class CandidateSolver {
     );
     const solvable = new Set(calibrated.model.stages.flatMap(({ layers }) => layers.map(({ name }) => name)));
     const solved = [...this.#rows.values()].filter((row) => !isTokenTable(row) && !isRounded(config, row));
-    const isOwn = ({ name }: PlanRow) => task.only?.has(name) ?? true;
+    const isOwn = ({ name }: PlanRow) => task.team !== undefined || (task.only?.has(name) ?? true);
     const inModel = solved.filter(({ name }) => solvable.has(name));
     this.#solvable = inModel.map(({ name }) => name);
     this.#wanted = inModel.filter(isOwn).map(({ name }) => name);
@@ -315,7 +318,8 @@ class CandidateSolver {
   }
 
   #solveLayers({ settings, isWeighted }: Candidate, index: number): Promise<Map<string, SolvedLayer>> {
-    const { calibrated, config, kernels, folder, identity = "" } = this.#task;
+    const { calibrated, config, kernels, team, identity = "" } = this.#task;
+    const folder = team?.folder ?? this.#task.folder;
     const own = sha256(JSON.stringify([identity, settings, isWeighted]));
     const solved = folder === undefined ? undefined : loadSolvedLayers(folder, index, own);
     if (solved !== undefined && solved.size > 0) {
@@ -328,7 +332,8 @@ class CandidateSolver {
       settings,
       mode: config.calibrationMode,
       gridOf: (name) => this.#solvable.includes(name) ? this.#formOf(name) : undefined,
-      only: this.#task.only,
+      only: team === undefined ? this.#task.only : undefined,
+      team: team && new Team(team, index, own, this.#options),
       fixed: this.#byWeights(),
       solved,
       signal: this.#options.signal,
@@ -336,9 +341,9 @@ class CandidateSolver {
       onWarning: (message) => index === 0 && this.#event("warning", message),
       onMoments: (message) => index === 0 && this.#event("calibrate", message),
       memoryBytes: this.#task.memoryBytes,
-      kept: { memoryBytes: this.#task.statesBytes, folder },
-      onLayer: (layer, done, of) => {
-        if (folder !== undefined && solved?.has(layer.name) !== true) {
+      kept: { memoryBytes: this.#task.statesBytes, folder: this.#task.folder },
+      onLayer: (layer, done, of, isNew) => {
+        if (folder !== undefined && isNew) {
           saveSolvedLayer(folder, index, own, layer);
         }
         this.#work += this.#workOf(layer.name);
@@ -406,8 +411,8 @@ class CandidateSolver {
   }
 
   #byWeights(): ReadonlyMap<string, PackedTensor> {
-    const { calibrated, config, kernels, only } = this.#task;
-    if (only !== undefined) return new Map(); // nothing reads them in a model that is not whole
+    const { calibrated, config, kernels, only, team } = this.#task;
+    if (only !== undefined && team === undefined) return new Map(); // nothing reads them in a model that is not whole
     const others = [...this.#rows.values()].filter(({ name }) => !this.#solvable.includes(name));
     return this.#fixed ??= quantizedByWeights(calibrated.model, others, config, kernels);
   }

@@ -237,7 +237,7 @@ class ModelSolver<Batch> {
       const already = stage.layers.map(({ name }) => options.solved?.get(name) ?? team?.solved(name));
       if (already.every((layer) => layer !== undefined)) {
         for (const layer of already) done(layer);
-        team?.forget(stage.layers[0]!.name);
+        for (const { name } of stage.layers) team?.forget(name);
         continue;
       }
       if (team !== undefined) {
@@ -295,7 +295,7 @@ class ModelSolver<Batch> {
       }
       done(await team.layer(layer.name, first + i), false);
     }
-    team.forget(layers[0]!.name);
+    for (const { name } of layers) team.forget(name);
   }
 
   /** Takes all runs to the beginning of a block. */

@@ -3,11 +3,10 @@
  * folder that all of them see. A file is there whole or not at all, and a task that begins again writes the same ones, so
  * that no task has to know what became of another.
  */
-import { rmSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as wait } from "node:timers/promises";
 import { OutputError } from "../errors.ts";
-import { exists, listFolder, makeFolder, quote, remove, sha256 } from "../files/whole.ts";
+import { listFolder, makeFolder, quote, remove, sha256 } from "../files/whole.ts";
 import { readKept, writeKept } from "../output/kept_file.ts";
 import type { Shard } from "../output/shard_folders.ts";
 import { pause, type RunOptions } from "../progress.ts";
@@ -160,9 +159,4 @@ const stageKey = (text: string) => sha256(text).slice(0, 16);
 
 function addTo(sums: Float64Array, more: Float64Array): void {
   for (let i = 0; i < sums.length; i++) sums[i] = sums[i]! + more[i]!;
-}
-
-/** Removes what tasks exchanged, when all of them are finished. */
-export function removeExchange(folder: string): void {
-  if (exists(folder)) rmSync(folder, { recursive: true, force: true });
 }

@@ -1,0 +1,117 @@
+/** Shards that solve a model together, block by block: sums of their samples and solved layers go through the output folder. */
+import { afterAll, describe, expect, test } from "bun:test";
+import { readdirSync, rmSync } from "node:fs";
+import { join } from "node:path";
+import { openKernels } from "../../lib/native/mod.ts";
+import { mergeCheckpoint } from "../../lib/pipeline/mod.ts";
+import { differences, rejection, workplace } from "../_checkpoints.ts";
+import { DIT, DREAM, type Options, pipelineRuns } from "./_runs.ts";
+
+const kernels = await openKernels({ threads: 1 });
+const place = workplace();
+afterAll(() => {
+  kernels.close();
+  place.remove();
+});
+const { quantizeTo } = pipelineRuns(kernels, place);
+
+const BEST = { solver: "best", bit_width: 2, calibration_samples: 32, "solver_options.effort": "low" };
+const MINUTE = 60_000;
+
+const together = (input: string, parts: string, count: number, options: Options) =>
+  Array.from(
+    { length: count },
+    (_, i) =>
+      quantizeTo(parts, input, { togetherMilliseconds: MINUTE, ...options, shard: { index: i + 1, count } }),
+  );
+
+async function merged(input: string, parts: string): Promise<string> {
+  const output = place.fresh();
+  await mergeCheckpoint({ input, output, shards: [parts] });
+  return output;
+}
+
+describe("shards that solve together write byte for byte what one task writes", () => {
+  const cases: [string, string, Record<string, unknown>, number[]][] = [
+    ["a language model", DREAM, BEST, [1, 3]],
+    ["an image model, whose time layers read a row a sample", DIT, BEST, [3]],
+    ["feedback", DREAM, { ...BEST, solver: "feedback" }, [2]],
+    [
+      "diagonals alone, whose targets are corrected with the inputs themselves",
+      DREAM,
+      { ...BEST, "solver_options.moment": "diagonal" },
+      [2],
+    ],
+  ];
+  for (const [name, input, config, counts] of cases) {
+    test(name, async () => {
+      const whole = place.fresh();
+      await quantizeTo(whole, input, { config });
+      for (const count of counts) {
+        const parts = place.fresh();
+        await Promise.all(together(input, parts, count, { config }));
+        expect(differences(await merged(input, parts), whole)).toEqual([]);
+        const exchanged = readdirSync(
+          join(parts, readdirSync(parts).find((name) => name.startsWith("blocks-"))!),
+        );
+        expect(exchanged.filter((name) => name.startsWith("sums-"))).toEqual([]);
+      }
+    });
+  }
+});
+
+test("a task that is stopped and one that is lost go on where they were: same bytes", async () => {
+  const whole = place.fresh(), parts = place.fresh(), config = BEST;
+  await quantizeTo(whole, DREAM, { config });
+  // One stops in the middle, the other waits for it in vain.
+  const stop = new AbortController();
+  let layers = 0;
+  const [first, second] = await Promise.allSettled([
+    quantizeTo(parts, DREAM, {
+      ...{ config, shard: { index: 1, count: 2 }, togetherMilliseconds: MINUTE, signal: stop.signal },
+      onEvent: ({ kind }) => void (kind === "layer" && ++layers === 9 && stop.abort("stopped")),
+    }),
+    quantizeTo(parts, DREAM, { config, shard: { index: 2, count: 2 }, togetherMilliseconds: 1500 }),
+  ]);
+  expect([first!.status, second!.status]).toEqual(["rejected", "rejected"]);
+  expect(String((second as PromiseRejectedResult).reason)).toMatch(
+    /from shard 1\/2 must be in .* within 0\.03 minutes.*all shards must run at the same time.*--resume/,
+  );
+  await Promise.all(together(DREAM, parts, 2, { config, resume: true }));
+  expect(differences(await merged(DREAM, parts), whole)).toEqual([]);
+  // A lost part needs no other task: the layers are still there.
+  rmSync(join(parts, "shard-1-of-2"), { recursive: true });
+  await quantizeTo(parts, DREAM, { config, shard: { index: 1, count: 2 }, togetherMilliseconds: 1000 });
+  expect(differences(await merged(DREAM, parts), whole)).toEqual([]);
+});
+
+test("a task of another configuration is not waited for by mistake: neither takes the other's sums", async () => {
+  const parts = place.fresh(),
+    results = await Promise.allSettled(
+      [{}, { "solver_options.damping": 0.02 }].map((own, i) =>
+        quantizeTo(parts, DREAM, {
+          config: { ...BEST, ...own },
+          shard: { index: i + 1, count: 2 },
+          togetherMilliseconds: 500,
+        })
+      ),
+    );
+  for (const result of results) {
+    expect(String((result as PromiseRejectedResult).reason)).toContain(
+      "with the same configuration and input",
+    );
+  }
+});
+
+test("what shares nothing is not solved together, and blocks say how they are", async () => {
+  const refused = async (config: Record<string, unknown>, togetherMilliseconds?: number, count = 2) =>
+    (await rejection(
+      quantizeTo(place.fresh(), DREAM, { config, shard: { index: 1, count }, togetherMilliseconds }),
+    )).message;
+  expect(await refused({ solver: "clip" }, MINUTE)).toContain(
+    "--together is for layers that are solved on data",
+  );
+  expect(await refused(BEST)).toContain("give --together MINUTES");
+  expect(await refused({ ...BEST, "solver_options.candidates": 2 }, MINUTE)).toContain("candidates: 1");
+  expect(await refused(BEST, MINUTE, 100)).toContain("there must be at most");
+});
