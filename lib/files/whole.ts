@@ -115,10 +115,15 @@ export function readOwnText(path: string, maxBytes: number): string | undefined 
  * Writes a file, at once or in pieces, so that its name stands for all of it or for what it was before, and
  * survives a crash.
  *
+ * @param syncs whether the disk has it when this returns; without, the name may stand for less after a loss of power
  * @throws {OutputError} when the system refuses, or a device or pipe has that name: a rename would put a file
  *   in its place
  */
-export function writeWhole(path: string, content: string | Uint8Array | Iterable<string>): FileDigest {
+export function writeWhole(
+  path: string,
+  content: string | Uint8Array | Iterable<string>,
+  syncs = true,
+): FileDigest {
   const pieces = typeof content === "string" || content instanceof Uint8Array ? [content] : content;
   const hash = createHash("sha256");
   let size = 0;
@@ -138,7 +143,7 @@ export function writeWhole(path: string, content: string | Uint8Array | Iterable
         hash.update(bytes);
         size += bytes.length;
       }
-      fsyncSync(fd);
+      if (syncs) fsyncSync(fd);
     } finally {
       closeSync(fd);
     }

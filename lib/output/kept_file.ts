@@ -22,8 +22,18 @@ export interface Kept<Header> {
   readonly arrays: readonly KeptArray[];
 }
 
-/** Writes a file; its name stands for all of it. @throws {OutputError} when the system refuses */
-export function writeKept<Header>(path: string, identity: string, { header, arrays }: Kept<Header>): void {
+/**
+ * Writes a file; its name stands for all of it.
+ *
+ * @param syncs whether it should outlive a loss of power, after which it may otherwise count as absent
+ * @throws {OutputError} when the system refuses
+ */
+export function writeKept<Header>(
+  path: string,
+  identity: string,
+  { header, arrays }: Kept<Header>,
+  syncs = true,
+): void {
   const parts = arrays.map(({ buffer, byteOffset, byteLength }) =>
     new Uint8Array(buffer, byteOffset, byteLength)
   );
@@ -33,7 +43,7 @@ export function writeKept<Header>(path: string, identity: string, { header, arra
   }));
   const line = JSON.stringify({ identity, header, arrays: forms } satisfies Content<Header>);
   const content = Buffer.concat([Buffer.from(`${line}\n`), ...parts]);
-  writeWhole(path, Buffer.concat([Buffer.from(`${sha256(content)}\n`), content]));
+  writeWhole(path, Buffer.concat([Buffer.from(`${sha256(content)}\n`), content]), syncs);
 }
 
 /** Reads a file; undefined where there is none of this identity, or it is not as it was written. */
@@ -52,7 +62,7 @@ export function readKept<Header>(path: string, identity: string): Kept<Header> |
   return {
     header,
     arrays: arrays.map(({ type, bytes }) => {
-      const own = Uint8Array.from(content.subarray(at, at + bytes));
+      const own = new Uint8Array(content.subarray(at, at + bytes));
       at += bytes;
       return new ARRAYS[type](own.buffer);
     }),

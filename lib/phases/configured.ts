@@ -17,7 +17,7 @@ import { phaseSettings } from "./settings.ts";
 import { isTokenTable, type Plan } from "../plan/plan.ts";
 import { type RunEvent, type RunOptions, stepProgress } from "../progress.ts";
 import { quantizedByWeights } from "../solve/by_weights.ts";
-import type { SolvedLayer } from "../solve/solve_model.ts";
+import type { SolvedLayer } from "../solve/solved_layers.ts";
 
 /** Inputs of {@linkcode runConfiguredPhases}. */
 export interface ConfiguredPhases {

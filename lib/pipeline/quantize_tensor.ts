@@ -32,7 +32,7 @@ import { quote } from "../files/whole.ts";
 import { formatOf, type PlanRow } from "../plan/plan.ts";
 import type { LayerRecord } from "../output/record.ts";
 import { weightSolver } from "../solve/by_weights.ts";
-import type { SolvedLayer } from "../solve/solve_model.ts";
+import type { SolvedLayer } from "../solve/solved_layers.ts";
 import { CHUNK_BYTES, copyTensor, type TensorSink } from "../output/tensor_sink.ts";
 import type { RunEvent } from "../progress.ts";
 import type { TensorReader } from "../output/source_digest.ts";

@@ -16,9 +16,9 @@ import { listing } from "../tensor/mod.ts";
 import { type RunEvent, type RunOptions, stoppable } from "../progress.ts";
 import { HELD_OUT_METRICS, HeldOutMeter } from "../calibration/held_out.ts";
 import { isRounded, quantizedByWeights, weightSolver } from "./by_weights.ts";
-import { type SolvedLayer, solveModel } from "./solve_model.ts";
+import { solveModel } from "./solve_model.ts";
 import { Team, type TeamPlace } from "./team.ts";
-import { loadSolvedLayers, saveSolvedLayer } from "./solved_layers.ts";
+import { loadSolvedLayers, saveSolvedLayer, type SolvedLayer } from "./solved_layers.ts";
 import { type TimeWeightSettings, withTimeWeights } from "../calibration/time_weights.ts";
 
 /** Settings of the solver; annealing belongs to phase 3. */

@@ -16,7 +16,7 @@ import type { SolverSettings } from "../quant/solvers/settings.ts";
 import { CalibrationError, WeightsError } from "../errors.ts";
 import type { Blockwise, LinearLayer, Matrix, ModelLayers, Stage } from "../models/mod.ts";
 import type { Kernels } from "../native/mod.ts";
-import { convertFloats, findNonfinite, type PackedTensor } from "../quant/mod.ts";
+import { convertFloats, findNonfinite } from "../quant/mod.ts";
 import type { InputMoments } from "../quant/solvers/moments.ts";
 import { MomentSums, type PartPlace } from "../quant/solvers/moment_sums.ts";
 import { settingsFor } from "../quant/solvers/effort.ts";
@@ -37,6 +37,7 @@ import { Workspace } from "../models/layers/workspace.ts";
 import { KeptArrays, type KeptArraysOptions } from "./kept_arrays.ts";
 import { type LayerInputs, targetOfInputs } from "./target_of_inputs.ts";
 import { StagedRuns } from "./staged_runs.ts";
+import type { SolvedLayer } from "./solved_layers.ts";
 import type { Team } from "./team.ts";
 
 /** With fewer inputs a column solvers overfit the sample. */
@@ -78,23 +79,6 @@ export interface SolveOptions {
   /** Bytes that the process may take: wide moments that do not fit are kept in blocks. Any by default. */
   readonly memoryBytes?: number | undefined;
   readonly signal?: AbortSignal | undefined;
-}
-
-/** A solved layer. */
-export interface SolvedLayer {
-  /** Name of its weight. */
-  readonly name: string;
-  readonly tensor: PackedTensor;
-  /** Mean over inputs of ‖(W − Ŵ) x‖² / ‖W x‖², with x of the quantized model and W the target. */
-  readonly relativeError: number;
-  /** Error of the first quantization that was tried / that of the result. */
-  readonly gain: number;
-  /** What was kept of the moment of its inputs: `full`, `blocks of 1024` or `diagonal`. */
-  readonly moment: string;
-  readonly damping: number;
-  readonly deadColumns: number;
-  readonly inputs: number;
-  readonly milliseconds: number;
 }
 
 /** A copy of a layer's weights as float32, row-major. */

@@ -4,7 +4,23 @@ import type { PackedTensor } from "../quant/mod.ts";
 import { exists, listFolder, sha256 } from "../files/whole.ts";
 import { readKept, writeKept } from "../output/kept_file.ts";
 import { SOLVED_PREFIX } from "../output/output_folder.ts";
-import type { SolvedLayer } from "./solve_model.ts";
+
+/** A solved layer. */
+export interface SolvedLayer {
+  /** Name of its weight. */
+  readonly name: string;
+  readonly tensor: PackedTensor;
+  /** Mean over inputs of ‖(W − Ŵ) x‖² / ‖W x‖², with x of the quantized model and W the target. */
+  readonly relativeError: number;
+  /** Error of the first quantization that was tried / that of the result. */
+  readonly gain: number;
+  /** What was kept of the moment of its inputs: `full`, `blocks of 1024` or `diagonal`. */
+  readonly moment: string;
+  readonly damping: number;
+  readonly deadColumns: number;
+  readonly inputs: number;
+  readonly milliseconds: number;
+}
 
 /** A layer without its arrays, whose names in the tensor follow. */
 interface Header {

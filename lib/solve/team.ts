@@ -10,8 +10,8 @@ import { listFolder, makeFolder, quote, remove, sha256 } from "../files/whole.ts
 import { readKept, writeKept } from "../output/kept_file.ts";
 import type { Shard } from "../output/shard_folders.ts";
 import { pause, type RunOptions } from "../progress.ts";
-import type { SolvedLayer } from "./solve_model.ts";
-import { loadSolvedLayer } from "./solved_layers.ts";
+
+import { loadSolvedLayer, type SolvedLayer } from "./solved_layers.ts";
 
 /** Which task this is, and where all meet. */
 export interface TeamPlace {
@@ -29,8 +29,8 @@ export interface TeamSums {
   readonly sums: readonly Float64Array<ArrayBuffer>[];
 }
 
-/** Time between two looks for a file. */
-const LOOK_MILLISECONDS = 200;
+/** Time between two looks for a file: little at first. */
+const FIRST_LOOK_MILLISECONDS = 10, LOOK_MILLISECONDS = 1000;
 
 const SUMS_PREFIX = "sums-";
 
@@ -60,7 +60,7 @@ export class Team {
   /** Tells the others what this task's samples add up to. @param what of a stage, under whose name it is forgotten */
   publish(stage: string, what: string, { counts, sums }: TeamSums): void {
     const path = this.#sumsPath(stage, what, this.place.shard.index);
-    writeKept(path, this.identity, { header: { counts }, arrays: sums });
+    writeKept(path, this.identity, { header: { counts }, arrays: sums }, false);
   }
 
   /**
@@ -132,7 +132,7 @@ export class Team {
   async #awaited<T>(what: string, index: number, look: () => T | undefined): Promise<T> {
     const { place: { shard: { count }, folder, waitMilliseconds }, options: { signal, onEvent } } = this;
     const begun = performance.now();
-    for (let isTold = false;;) {
+    for (let isTold = false, next = FIRST_LOOK_MILLISECONDS;;) {
       const found = look();
       if (found !== undefined) return found;
       const waited = performance.now() - begun;
@@ -150,7 +150,8 @@ export class Team {
         onEvent?.({ kind: "stage", message: `waiting for ${what} from shard ${index}/${count}` });
       }
       await pause(signal);
-      await wait(LOOK_MILLISECONDS);
+      await wait(Math.min(next, waitMilliseconds));
+      next = Math.min(LOOK_MILLISECONDS, 1.5 * next);
     }
   }
 }

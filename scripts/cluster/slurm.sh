@@ -7,6 +7,7 @@
 # MODEL and OUT lie where every node sees them. The parts lie in OUT.parts (FILE.shard-I-of-N.safetensors) and stay there
 # after the merge. The same command goes on where it was: a finished task is skipped, a stopped one resumes. Tasks that a
 # node's failure or preemption ends are requeued by Slurm. Threads are those of the allocation (--cpus-per-task).
+# Tasks that solve block by block run at the same time (--together MINUTES): as many nodes, or CPUs, must be free.
 # To chain: slurm.sh --dependency=afterok:ID -- quantize ….
 set -euo pipefail
 
@@ -20,7 +21,7 @@ command_here() {
   echo "$bun run $folder/scripts/arrowquant.ts"
 }
 
-usage() { sed -n '2,12s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
+usage() { sed -n '2,13s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
 
 submit() {
   local array=() after=()
