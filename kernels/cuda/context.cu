@@ -215,12 +215,25 @@ int32_t aq_cuda_allocate(size_t bytes, uint64_t *buffer, aq_cuda_stream stream) 
   return AQ_OK;
 }
 
+int32_t aq_cuda_part(aq_cuda_buffer buffer, size_t offset, size_t bytes, uint64_t *part) {
+  if (!part) return AQ_E_ARGUMENT;
+  *part = 0;
+  const aq_buffer_state *whole = buffer_of(buffer);
+  if (!whole) return AQ_E_ARGUMENT;
+  if (offset % 16 != 0 || offset > whole->bytes || bytes > whole->bytes - offset) return AQ_E_SHAPE;
+  aq_buffer_state *state = (aq_buffer_state *)calloc(1, sizeof *state);
+  if (!state) return AQ_E_MEMORY;
+  *state = {AQ_BUFFER_MAGIC, whole->device, (uint8_t *)whole->data + offset, bytes, true};
+  *part = (uint64_t)(uintptr_t)state;
+  return AQ_OK;
+}
+
 int32_t aq_cuda_free(aq_cuda_buffer buffer) {
   if (buffer == 0) return AQ_OK;
   aq_buffer_state *state = buffer_of(buffer);
   if (!state) return AQ_E_ARGUMENT;
-  cudaError_t error = cudaSetDevice(state->device);
-  if (error == cudaSuccess) error = cudaFree(state->data);
+  cudaError_t error = state->is_part ? cudaSuccess : cudaSetDevice(state->device);
+  if (error == cudaSuccess && !state->is_part) error = cudaFree(state->data);
   state->magic = 0;
   free(state);
   return aq_cuda_status(error);

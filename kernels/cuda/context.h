@@ -24,6 +24,7 @@ struct aq_buffer_state {
   int device;
   void *data;
   size_t bytes;
+  bool is_part; /* another buffer's memory */
 };
 
 /* The code of a runtime error; AQ_OK for none. */

@@ -22,7 +22,7 @@
 extern "C" {
 #endif
 
-#define AQ_CUDA_ABI_VERSION 4
+#define AQ_CUDA_ABI_VERSION 5
 
 #define AQ_E_DEVICE (-100) /* no device, no driver, or a driver older than the runtime */
 #define AQ_E_MEMORY (-101) /* the device or the host has no room left */
@@ -58,7 +58,10 @@ AQ_API int32_t aq_cuda_end_timing(aq_cuda_stream stream, double *milliseconds);
 /* buffer[0] = a new buffer of the stream's device, its bytes unspecified. */
 AQ_API int32_t aq_cuda_allocate(size_t bytes, uint64_t *buffer, aq_cuda_stream stream);
 
-/* Frees a buffer after the work of its device; 0 is fine. */
+/* part[0] = a handle of `bytes` of a buffer from `offset` on, a multiple of sixteen; it is freed before the buffer. */
+AQ_API int32_t aq_cuda_part(aq_cuda_buffer buffer, size_t offset, size_t bytes, uint64_t *part);
+
+/* Frees a buffer after the work of its device, or a part; 0 is fine. */
 AQ_API int32_t aq_cuda_free(aq_cuda_buffer buffer);
 
 /* bytes of `data` -> buffer from `offset`. Waits. */
@@ -123,6 +126,44 @@ AQ_API int32_t aq_cuda_refine_codes(aq_cuda_buffer weights, size_t rows, size_t 
                                     int32_t zero_point_kind, size_t block, aq_cuda_buffer moment, int32_t refit,
                                     int32_t rounds, aq_cuda_buffer codes, aq_cuda_buffer scale,
                                     aq_cuda_buffer zero_point, aq_cuda_buffer objective, aq_cuda_stream stream);
+
+/* Forward passes ------------------------------------------------------------------------------------------
+ *
+ * The functions of arrowquant.h of the same names, within tolerances: another order of additions, and exponentials
+ * in float32. Handles may be 0 where pointers may be null. aq_cuda_attention is AQ_E_MEMORY for heads of more than
+ * 256 numbers; aq_cuda_rotary waits. */
+AQ_API int32_t aq_cuda_linear(aq_cuda_buffer x, size_t tokens, aq_cuda_buffer weights, int32_t dtype,
+                              aq_cuda_buffer bias, size_t rows, size_t cols, aq_cuda_buffer out, aq_cuda_stream stream);
+AQ_API int32_t aq_cuda_linear_packed(aq_cuda_buffer x, size_t tokens, aq_cuda_buffer packed, aq_cuda_buffer scale,
+                                     aq_cuda_buffer zero_point, aq_cuda_buffer bias, size_t rows, size_t cols,
+                                     int32_t bits, size_t group_size, aq_cuda_buffer out, aq_cuda_stream stream);
+AQ_API int32_t aq_cuda_linear_two_level(aq_cuda_buffer x, size_t tokens, aq_cuda_buffer packed,
+                                        aq_cuda_buffer sub_scale, aq_cuda_buffer sub_min, aq_cuda_buffer super_scale,
+                                        aq_cuda_buffer super_min, aq_cuda_buffer bias, size_t rows, size_t cols,
+                                        int32_t bits, size_t group_size, int32_t scale_bits, aq_cuda_buffer out,
+                                        aq_cuda_stream stream);
+AQ_API int32_t aq_cuda_rms_norm(aq_cuda_buffer x, size_t rows, size_t cols, aq_cuda_buffer weight, float epsilon,
+                                aq_cuda_buffer out, aq_cuda_stream stream);
+AQ_API int32_t aq_cuda_layer_norm(aq_cuda_buffer x, size_t rows, size_t cols, aq_cuda_buffer weight,
+                                  aq_cuda_buffer bias, float epsilon, aq_cuda_buffer out, aq_cuda_stream stream);
+AQ_API int32_t aq_cuda_attention(aq_cuda_buffer q, aq_cuda_buffer k, aq_cuda_buffer v, aq_cuda_buffer key_mask,
+                                 size_t batch, size_t tokens, size_t heads, size_t kv_heads, size_t head_size,
+                                 size_t block, float scale, aq_cuda_buffer out, aq_cuda_stream stream);
+AQ_API int32_t aq_cuda_rotary(aq_cuda_buffer x, aq_cuda_buffer positions, size_t rows, size_t heads, size_t head_size,
+                              double theta, aq_cuda_stream stream);
+AQ_API int32_t aq_cuda_silu_multiply(aq_cuda_buffer gate, aq_cuda_buffer up, size_t n, aq_cuda_buffer out,
+                                     aq_cuda_stream stream);
+AQ_API int32_t aq_cuda_silu(aq_cuda_buffer x, size_t n, aq_cuda_buffer out, aq_cuda_stream stream);
+AQ_API int32_t aq_cuda_gelu_tanh(aq_cuda_buffer x, size_t n, aq_cuda_buffer out, aq_cuda_stream stream);
+AQ_API int32_t aq_cuda_modulate(aq_cuda_buffer x, aq_cuda_buffer scale, aq_cuda_buffer shift, size_t stride,
+                                size_t batch, size_t tokens, size_t cols, aq_cuda_buffer out, aq_cuda_stream stream);
+AQ_API int32_t aq_cuda_gate_add(aq_cuda_buffer residual, aq_cuda_buffer gate, aq_cuda_buffer x, size_t stride,
+                                size_t batch, size_t tokens, size_t cols, aq_cuda_buffer out, aq_cuda_stream stream);
+AQ_API int32_t aq_cuda_add(aq_cuda_buffer a, aq_cuda_buffer b, size_t n, aq_cuda_buffer out, aq_cuda_stream stream);
+AQ_API int32_t aq_cuda_patchify(aq_cuda_buffer images, size_t batch, size_t channels, size_t height, size_t width,
+                                size_t patch, aq_cuda_buffer out, aq_cuda_stream stream);
+AQ_API int32_t aq_cuda_unpatchify(aq_cuda_buffer tokens, size_t batch, size_t channels, size_t height, size_t width,
+                                  size_t patch, aq_cuda_buffer out, aq_cuda_stream stream);
 
 #ifdef __cplusplus
 }

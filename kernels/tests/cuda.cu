@@ -192,6 +192,7 @@ static void run_shapes(void) {
 }
 
 #include "cuda_solver.h"
+#include "cuda_forward.h"
 
 /* A wrong call gets a status, and nothing else happens. */
 static void run_refusals(void) {
@@ -226,6 +227,7 @@ int main(int argc, char **argv) {
   stream = (aq_cuda_stream)made;
   run_shapes();
   run_solvers();
+  run_forward();
   run_refusals();
   require(aq_cuda_free_stream(stream), "free the stream");
   return finish();

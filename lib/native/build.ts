@@ -132,7 +132,9 @@ export function cudaPlan(architectures: readonly CudaArchitecture[] = ["80", "90
   const newest = architectures.at(-1)!;
   return {
     folder: "cuda",
-    units: unitsOf(["context.cu", "product.cu", "quantize.cu", "rows.cu", "solver.cu", "two_level.cu"]),
+    units: unitsOf(
+      ["context", "forward", "linear", "product", "quantize", "rows", "solver", "two_level"].map((name) => `${name}.cu`),
+    ),
     flags: [
       "-O3",
       "-std=c++17",

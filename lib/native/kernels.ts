@@ -2,6 +2,7 @@
 import { KernelError } from "../errors.ts";
 import { checkWhole } from "./call.ts";
 import { limitsOf } from "../files/limits.ts";
+import type { ArrayPlaces } from "./arrays.ts";
 import type { Attempt } from "./library.ts";
 import type { NativeCalls, NativeSize } from "./symbols.ts";
 
@@ -37,6 +38,8 @@ export interface Kernels {
   readonly abi: number;
   /** Places that were passed over, and why. */
   readonly attempts: readonly Attempt[];
+  /** Where arrays are between calls. */
+  readonly arrays: ArrayPlaces;
   /** One line for logs. */
   describe(): string;
   /** Releases the library; no call may follow. */

@@ -7,6 +7,7 @@ import { KernelError } from "../errors.ts";
 import { stopCheck } from "../progress.ts";
 import { finish } from "./call.ts";
 import { IS_REMOTE } from "./location.ts";
+import { HOST_ARRAYS } from "./arrays.ts";
 import type { Attempt } from "./library.ts";
 import { type BackendChoice, BACKENDS } from "../config/names.ts";
 import { checkMember } from "./call.ts";
@@ -22,6 +23,7 @@ import {
 import type { OpenedLibrary } from "./symbols.ts";
 
 export { ABI_VERSION } from "./signatures.ts";
+export type { ArrayPlaces } from "./arrays.ts";
 export type { Attempt } from "./library.ts";
 export { type InstructionSet, type Kernels, MAX_THREADS, threadCount, withThreads } from "./kernels.ts";
 export { type BackendChoice, BACKENDS } from "../config/names.ts";
@@ -96,6 +98,7 @@ function kernelsFrom(
     runtime,
     abi: ABI_VERSION,
     attempts,
+    arrays: HOST_ARRAYS,
     describe: () => `${backend} ${chosen} (${origin}${backend === "native" ? ` ${path}` : ""}), ${runtime}`,
     size: library.size,
     isaNumber,

@@ -76,7 +76,7 @@ export const SIGNATURES = {
 } as const;
 
 /** `AQ_CUDA_ABI_VERSION` of kernels/include/arrowquant_cuda.h. */
-export const CUDA_ABI_VERSION = 4;
+export const CUDA_ABI_VERSION = 5;
 
 export const CUDA_SIGNATURES = {
   aq_cuda_abi_version: "",
@@ -88,6 +88,7 @@ export const CUDA_SIGNATURES = {
   aq_cuda_begin_timing: "handle",
   aq_cuda_end_timing: "handle out:f64",
   aq_cuda_allocate: "usize out:u64 handle",
+  aq_cuda_part: "handle usize usize out:u64",
   aq_cuda_free: "handle",
   aq_cuda_upload: "in:any usize handle usize handle",
   aq_cuda_download: "handle usize out:any usize handle",
@@ -102,4 +103,19 @@ export const CUDA_SIGNATURES = {
   aq_cuda_clipped_grids: "handle usize usize i32 usize i32 f32 handle handle handle",
   aq_cuda_quantize_feedback: "handle usize usize i32 usize handle handle usize handle handle handle handle handle handle",
   aq_cuda_refine_codes: "handle usize usize i32 usize i32 usize handle i32 i32 handle handle handle handle handle",
+  aq_cuda_linear: "handle usize handle i32 handle usize usize handle handle",
+  aq_cuda_linear_packed: "handle usize handle handle handle handle usize usize i32 usize handle handle",
+  aq_cuda_linear_two_level: "handle usize handle handle handle handle handle handle usize usize i32 usize i32 handle handle",
+  aq_cuda_rms_norm: "handle usize usize handle f32 handle handle",
+  aq_cuda_layer_norm: "handle usize usize handle handle f32 handle handle",
+  aq_cuda_attention: "handle handle handle handle usize usize usize usize usize usize f32 handle handle",
+  aq_cuda_rotary: "handle handle usize usize usize f64 handle",
+  aq_cuda_silu_multiply: "handle handle usize handle handle",
+  aq_cuda_silu: "handle usize handle handle",
+  aq_cuda_gelu_tanh: "handle usize handle handle",
+  aq_cuda_modulate: "handle handle handle usize usize usize usize handle handle",
+  aq_cuda_gate_add: "handle handle handle usize usize usize usize handle handle",
+  aq_cuda_add: "handle handle usize handle handle",
+  aq_cuda_patchify: "handle usize usize usize usize usize handle handle",
+  aq_cuda_unpatchify: "handle usize usize usize usize usize handle handle",
 } as const;

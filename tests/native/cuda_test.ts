@@ -1,9 +1,12 @@
 import { describe, expect, test } from "bun:test";
-import { readFileSync, writeFileSync } from "node:fs";
+import { cpSync, readFileSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
+import { loadCalibration } from "../../lib/calibration/mod.ts";
+import { loadDit, loadDream, loadModel } from "../../lib/models/mod.ts";
+import { DeviceArrays } from "../../lib/native/cuda/arrays.ts";
 import { type CudaKernels, describeCudaStatus, openCuda } from "../../lib/native/cuda/mod.ts";
 import type { SuiteReport } from "../../lib/bench/suite.ts";
 import { measureCuda } from "../../lib/bench/kernels/cuda_suite.ts";
@@ -14,7 +17,10 @@ import type { WeightFormat } from "../../lib/quant/packed/layout.ts";
 import { correctedTarget, factorMoments } from "../../lib/quant/solvers/factored_moment.ts";
 import { accumulateMoment, emptyMoments } from "../../lib/quant/solvers/moments.ts";
 import { solveLayer } from "../../lib/quant/solvers/solve_layer.ts";
+import { DEFAULT_SOLVER_SETTINGS } from "../../lib/quant/solvers/settings.ts";
+import { solveModel } from "../../lib/solve/solve_model.ts";
 import { differences, MODELS, run, workplace } from "../_checkpoints.ts";
+import { ditCheckpoint, dreamCheckpoint, SMALL_IMAGE, SMALL_LANGUAGE, store } from "../_models.ts";
 
 const read = (path: string) => readFileSync(new URL(`../../${path}`, import.meta.url), "utf8");
 const header = read("kernels/include/arrowquant_cuda.h");
@@ -240,6 +246,105 @@ describe("solvers on a GPU", () => {
   });
 });
 
+describe("models on a GPU", () => {
+  /** Largest difference over the largest value. */
+  const apart = (a: Float32Array, b: Float32Array) => {
+    let difference = 0, largest = 0;
+    for (let i = 0; i < a.length; i++) {
+      difference = Math.max(difference, Math.abs(a[i]! - b[i]!) || 0, Number.isFinite(a[i]!) ? 0 : Infinity);
+      largest = Math.max(largest, Math.abs(b[i]!));
+    }
+    return difference / largest;
+  };
+
+  test("predictions are the CPU's within 1e-4, and no array is read that only the device has", async () => {
+    if (await deviceLine() === undefined) return;
+    using gpu = await openKernels({ backend: "cuda" });
+    using cpu = await openKernels({ backend: "cpu" });
+    const { wrote } = DeviceArrays.prototype;
+    // What a kernel leaves on the device is NaN on the host until it is asked for.
+    DeviceArrays.prototype.wrote = function (array, handle) {
+      if (array instanceof Float32Array) array.fill(NaN);
+      wrote.call(this, array, handle);
+    };
+    try {
+      const inputIds = Int32Array.from({ length: 24 }, (_, i) => i % 16), rows = Int32Array.of(3, 17);
+      const images = Float32Array.from({ length: 2 * 1 * 16 * 16 }, (_, i) => Math.sin(i));
+      const answers = [gpu, cpu].map((kernels) => {
+        const dream = loadDream(join(MODELS, "dream-mini"), kernels);
+        const dit = loadDit(join(MODELS, "glyph-dit"), kernels), seen: Float32Array[] = [];
+        const observe = (_: unknown, x: Float32Array) => void seen.push(x.slice());
+        const batch = { inputIds, batch: 2 }, hidden = dream.start(batch), stops: Float32Array[] = [];
+        for (const { x, residual } of dream.stagesOf(0, batch, hidden, {})) {
+          stops.push(x.slice(), ...residual === undefined ? [] : [residual.slice()]);
+          x.fill(1); // what a stop shows is the host's: a run may put back other values
+        }
+        return [
+          dream.forward(inputIds, 2).slice(),
+          dream.forward(inputIds, 2, { rows }).slice(),
+          dream.forward(inputIds, 2, { observe }).slice(),
+          dit.forward(images.subarray(0, 2 * dit.imageElements), [3, 400], [1, 2], { observe }).slice(),
+          hidden,
+          ...stops,
+          ...seen,
+        ];
+      });
+      expect(answers[0]!.length).toBe(answers[1]!.length);
+      const worst = Math.max(...answers[0]!.map((own, i) => apart(own, answers[1]![i]!)));
+      expect(worst).toBeLessThan(1e-4);
+    } finally {
+      DeviceArrays.prototype.wrote = wrote;
+    }
+  });
+
+  test("layers solved on what a GPU's runs read have the CPU's errors", async () => {
+    if (await deviceLine() === undefined) return;
+    using gpu = await openKernels({ backend: "cuda" });
+    using cpu = await openKernels({ backend: "cpu" });
+    const place = workplace();
+    try {
+      const dit = store(place.fresh(), ditCheckpoint({ ...SMALL_IMAGE, blocks: 1 }));
+      cpSync(join(MODELS, "glyph-dit", "scheduler_config.json"), join(dit, "scheduler_config.json"));
+      for (const folder of [store(place.fresh(), dreamCheckpoint({ ...SMALL_LANGUAGE, blocks: 1 })), dit]) {
+        const errors: number[][] = [];
+        for (const kernels of [gpu, cpu]) {
+          const model = loadModel(folder, kernels);
+          const calibrated = await loadCalibration(model, { source: "synthetic", samples: 8, seed: 3 });
+          const solved = await solveModel(calibrated, {
+            kernels,
+            solver: "best",
+            settings: { ...DEFAULT_SOLVER_SETTINGS, rounds: 1, ratios: [1] },
+            gridOf: () => ({ bits: 2, groupSize: 0, zeroPoint: "real" }),
+          });
+          errors.push([...solved.values()].map(({ relativeError }) => relativeError));
+        }
+        expect(errors[0]!.length).toBeGreaterThan(6);
+        for (const [i, error] of errors[0]!.entries()) expect(Math.abs(error / errors[1]![i]! - 1)).toBeLessThan(0.02);
+      }
+    } finally {
+      place.remove();
+    }
+  });
+
+  test("generate.ts writes the tokens that the CPU writes", async () => {
+    const line = await deviceLine();
+    if (line === undefined) return;
+    const place = workplace();
+    try {
+      const output = place.fresh(), quantized = [join(MODELS, "dream-mini"), output, "--bits", "4", "--scale-bits", "6"];
+      expect(run("quantize.ts", [...quantized, "--solver", "round", "--backend", "cpu"]).code).toBe(0);
+      const written = ["cuda", "cpu"].map((backend) =>
+        run("generate.ts", [output, "--prompt", "47+38=", "--json", "--backend", backend])
+      );
+      expect(written.map(({ code }) => code)).toEqual([0, 0]);
+      const [gpu, cpu] = written.map(({ stdout }) => JSON.parse(stdout).tokens as number[]);
+      expect([gpu!.length, gpu]).toEqual([4, cpu]);
+    } finally {
+      place.remove();
+    }
+  }, 60_000);
+});
+
 describe("quantize.ts --backend cuda", () => {
   const place = workplace();
   const quantized = (options: readonly string[], variables: Readonly<Record<string, string>> = {}) => {
@@ -247,42 +352,38 @@ describe("quantize.ts --backend cuda", () => {
     const result = run("quantize.ts", [join(MODELS, "dream-mini"), output, ...options], variables);
     return { ...result, output };
   };
-  /** Two layers are solved: enough for what each of them means for the next. */
+  /** Two layers are solved, on statistics: runs of the model would have other last bits. */
   const solving = () => {
-    const path = place.fresh("solving.yaml");
+    const path = place.fresh("solving.yaml"), statistics = place.fresh("statistics.safetensors");
     writeFileSync(path, "keep_patterns: ['layers.[123]', embed, lm_head, mlp, k_proj, v_proj]\n");
-    return ["--config", path, "--solver", "best", "--samples", "32", "--effort", "low"];
+    const saved = ["--save-calibration", statistics, "--samples", "32", "--backend", "cpu"];
+    expect(run("quantize.ts", [join(MODELS, "dream-mini"), ...saved]).code).toBe(0);
+    return ["--bits", "2", "--config", path, "--solver", "best", "--calibrate", statistics];
   };
 
   test("writes the folder that the CPU writes", async () => {
     const line = await deviceLine();
     if (line === undefined) return;
     try {
-      for (
-        const options of [["--bits", "2", "--scale-bits", "4", "--solver", "clip"], [
-          "--bits",
-          "2",
-          ...solving(),
-        ]]
-      ) {
+      const solved = solving(), whole: string[] = [];
+      for (const options of [["--bits", "2", "--scale-bits", "4", "--solver", "clip"], solved]) {
         const [gpu, cpu] = ["cuda", "cpu"].map((backend) => quantized([...options, "--backend", backend]));
         expect([gpu!.code, gpu!.stdout.includes(line), cpu!.stdout.includes(line)]).toEqual([0, true, false]);
         expect(differences(gpu!.output, cpu!.output)).toEqual([]);
+        whole.push(cpu!.output);
       }
       // The emulator's device can be made small, and be lost; a real one ignores this.
       if (!line.includes("emulator")) return;
-      const options = ["--bits", "2", ...solving()], cuda = [...options, "--backend", "cuda"];
-      const small = quantized(cuda, { AQ_EMULATED_BYTES: "150000" });
+      const cuda = [...solved, "--backend", "cuda"], small = quantized(cuda, { AQ_EMULATED_BYTES: "60000" });
       expect(small.stdout + small.stderr).toMatch(/cuda: no room on the device for \w+: the CPU does it/);
-      const whole = quantized([...options, "--backend", "cpu"]);
-      expect([small.code, differences(small.output, whole.output)]).toEqual([0, []]);
-      const lost = quantized(cuda, { AQ_EMULATED_LAUNCHES: "60" });
+      expect([small.code, differences(small.output, whole[1]!)]).toEqual([0, []]);
+      const lost = quantized(cuda, { AQ_EMULATED_LAUNCHES: "100" });
       expect([lost.code, lost.stderr.match(/Cannot go on with the GPU: [^;]*/)?.[0]]).toEqual([
         5,
         "Cannot go on with the GPU: the device was lost",
       ]);
       const again = run("quantize.ts", [join(MODELS, "dream-mini"), lost.output, ...cuda, "--resume"]);
-      expect([again.code, differences(lost.output, whole.output)]).toEqual([0, []]);
+      expect([again.code, differences(lost.output, whole[1]!)]).toEqual([0, []]);
     } finally {
       place.remove();
     }

@@ -70,14 +70,15 @@ export function runCondition(...condition: Parameters<typeof stagesOfCondition>)
 }
 
 function* stagesOfCondition(
-  { kernels, config, parts, workspace, linear }: DitPass,
+  pass: DitPass,
   index: number,
   { labels }: ImageConditions,
   tape?: Tape<ConditionValue>,
 ): StagedRun<Floats> {
+  const { kernels, config, parts, workspace, linear } = pass;
   const batch = labels.length, elements = batch * config.hiddenSize, block = parts.blocks[index]!;
   const take = (name: ConditionValue, shared?: string | Floats) =>
-    memoryFor(workspace, tape, name, elements, shared);
+    memoryFor(pass, tape, name, elements, shared);
   const waves = workspace.take("waves", batch * TIMESTEP_CHANNELS), inner = take("conditionInner");
   yield { layers: [block.timestep1], x: waves, rows: batch };
   linear(block.timestep1, waves, batch, inner);
@@ -86,7 +87,7 @@ function* stagesOfCondition(
   yield { layers: [block.timestep2], x: activated, rows: batch };
   linear(block.timestep2, activated, batch, sum);
   const embedding = tape === undefined ? inner : workspace.take("label embedding", elements);
-  lookUpRows(kernels, block.labels, labels, embedding);
+  lookUpRows(kernels, block.labels, labels, kernels.arrays.release(embedding));
   add(kernels, sum, embedding, sum);
   return silu(kernels, sum, take("condition", sum));
 }
@@ -104,12 +105,12 @@ export function* stagesOfBlock(
   hidden: Floats,
   tape?: Tape<DitBlockValue>,
 ): StagedRun<Floats> {
-  const { kernels, config, parts, workspace } = pass, block = parts.blocks[index]!;
+  const { kernels, config, parts } = pass, block = parts.blocks[index]!;
   const { hiddenSize: width, heads, headSize, normEpsilon } = config;
   const shape = modulationShape(pass, call, 6), { batch, tokens } = shape, count = batch * tokens;
   const take = (name: DitBlockValue, shared?: string | Floats, cols = width) =>
-    memoryFor(workspace, tape, name, count * cols, shared);
-  const modulation = memoryFor(workspace, tape, "modulation", batch * 6 * width);
+    memoryFor(pass, tape, name, count * cols, shared);
+  const modulation = memoryFor(pass, tape, "modulation", batch * 6 * width);
   const condition = yield* stagesOfCondition(pass, index, call, tape), kept = [modulation];
   yield { layers: [block.modulation], x: condition, rows: batch };
   pass.linear(block.modulation, condition, batch, modulation);
@@ -164,7 +165,7 @@ export function* stagesOfOutput(
   const { kernels, config, parts: { output1, output2 }, workspace } = pass, width = config.hiddenSize;
   const shape = modulationShape(pass, call, 2), { batch, tokens } = shape, count = batch * tokens;
   const take = (name: OutputValue, shared: string | Floats, elements = count * width) =>
-    memoryFor(workspace, tape, name, elements, shared);
+    memoryFor(pass, tape, name, elements, shared);
   const modulation = take("finalModulation", "modulation", batch * 2 * width);
   const condition = yield* stagesOfCondition(pass, 0, call, conditionTape);
   yield { layers: [output1], x: condition, rows: batch };

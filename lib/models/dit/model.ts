@@ -9,6 +9,8 @@ import {
   type Blockwise,
   checkPlain,
   firstFault,
+  heldPass,
+  heldStages,
   type PassOptions,
   type Stage,
   type StagedRun,
@@ -119,11 +121,16 @@ export class DitModel extends LoadedWeights<DitConfig, DitParts> implements Bloc
     embed(pass, call.samples, batch, hidden);
     inspect?.(patch.name, hidden);
     embedTimesteps(pass, call.timesteps);
-    for (const [index, { name }] of blocks.entries()) {
-      runBlock(pass, index, call, hidden);
-      inspect?.(name, hidden);
-    }
-    const output = runOutput(pass, call, hidden);
+    const { arrays } = this.kernels;
+    const output = heldPass(this.kernels, hidden, () => {
+      for (const [index, { name }] of blocks.entries()) {
+        runBlock(pass, index, call, hidden);
+        if (inspect === undefined) continue;
+        inspect(name, arrays.release(hidden));
+        arrays.hold(hidden);
+      }
+      return runOutput(pass, call, hidden);
+    });
     inspect?.(output2.name, output);
     return output;
   }
@@ -161,7 +168,7 @@ export class DitModel extends LoadedWeights<DitConfig, DitParts> implements Bloc
   runBlock(block: number, batch: ImageBatch, hidden: Float32Array<ArrayBuffer>, options: PassOptions): void {
     const pass = this.pass(options);
     embedTimesteps(pass, batch.timesteps);
-    runBlock(pass, block, batch, hidden);
+    heldPass(this.kernels, hidden, () => runBlock(pass, block, batch, hidden));
   }
 
   *stagesOf(
@@ -172,14 +179,15 @@ export class DitModel extends LoadedWeights<DitConfig, DitParts> implements Bloc
   ): StagedRun<Float32Array> {
     const pass = this.pass(options);
     embedTimesteps(pass, batch.timesteps);
-    if (block === this.parts.blocks.length) return yield* stagesOfOutput(pass, batch, hidden);
-    return yield* stagesOfBlock(pass, block, batch, hidden);
+    const isOutput = block === this.parts.blocks.length;
+    const run = isOutput ? stagesOfOutput(pass, batch, hidden) : stagesOfBlock(pass, block, batch, hidden);
+    return yield* heldStages(this.kernels, hidden, run);
   }
 
   finish(batch: ImageBatch, hidden: Float32Array, options: PassOptions): Float32Array {
     const pass = this.pass(options);
     embedTimesteps(pass, batch.timesteps);
-    return runOutput(pass, batch, hidden);
+    return heldPass(this.kernels, hidden, () => runOutput(pass, batch, hidden));
   }
 }
 

@@ -1,5 +1,6 @@
 /** Models run block by block, with other weights and an observer of the layers' inputs where wanted. */
 import { WeightsError } from "../../errors.ts";
+import type { Kernels } from "../../native/mod.ts";
 import type { TimeParameters } from "../../time/mod.ts";
 import type { Matrix } from "./linear.ts";
 import { shown } from "../model_config.ts";
@@ -53,6 +54,54 @@ export function withoutStops<Result>(run: StagedRun<Result>): Result {
   for (;;) {
     const { done, value } = run.next();
     if (done === true) return value;
+  }
+}
+
+/**
+ * A pass over hidden states whose arrays kernels hold; behind it they are the host's again, as is the result.
+ *
+ * **Shapes** `hidden: f32[rows, cols]`, changed in place or not
+ */
+export function heldPass<Values extends Float32Array>(
+  { arrays }: Kernels,
+  hidden: Float32Array,
+  run: () => Values,
+): Values {
+  arrays.open();
+  arrays.hold(hidden);
+  try {
+    const result = arrays.release(run());
+    arrays.release(hidden);
+    return result;
+  } finally {
+    arrays.drop();
+  }
+}
+
+/** {@linkcode heldPass} with stops, at which all that a stop names is the host's. */
+export function* heldStages<Values extends Float32Array>(
+  { arrays }: Kernels,
+  hidden: Float32Array,
+  run: StagedRun<Values>,
+): StagedRun<Values> {
+  let own: readonly Float32Array[] = [hidden];
+  for (;;) {
+    arrays.open();
+    try {
+      for (const array of own) arrays.hold(array);
+      const { done, value } = run.next();
+      if (done === true) {
+        arrays.release(value);
+        arrays.release(hidden);
+        return value;
+      }
+      own = [hidden, value.x, ...value.residual === undefined ? [] : [value.residual], ...value.kept ?? []];
+      for (const array of own) arrays.release(array);
+      arrays.drop();
+      yield value;
+    } finally {
+      arrays.drop();
+    }
   }
 }
 

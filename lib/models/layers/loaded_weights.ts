@@ -92,10 +92,10 @@ export abstract class LoadedWeights<Config, Parts> {
 
   /** @param tokens of an item; default all rows of a layer's input in equal parts */
   protected pass({ observe, weights }: PassOptions, tokens?: number): Pass<Config, Parts> {
-    const { kernels, config, parts, workspace, timeAware } = this, products = this.#products;
+    const { kernels, config, parts, workspace, timeAware } = this, products = this.#products, { arrays } = kernels;
     const run: Pass<Config, Parts>["run"] = (layer, x, count, out, positions) => {
-      if (timeAware === undefined) products.linear(withWeights(layer, weights), x, count, out);
-      else timeAware.linear(layer, x, count, out, positions, tokens);
+      if (timeAware === undefined) return products.linear(withWeights(layer, weights), x, count, out);
+      timeAware.linear(layer, arrays.release(x), count, arrays.release(out), positions, tokens);
     };
     return {
       observe,
@@ -106,7 +106,12 @@ export abstract class LoadedWeights<Config, Parts> {
       workspace,
       table: (table) => withWeights(table, weights),
       linear(layer, x, count, out, positions, residual) {
-        observe?.(layer, x, count, residual);
+        if (observe !== undefined) {
+          const own = residual === undefined ? [x] : [x, residual];
+          for (const array of own) arrays.release(array);
+          observe(layer, x, count, residual);
+          for (const array of own) arrays.hold(array);
+        }
         run(layer, x, count, out, positions);
       },
     };

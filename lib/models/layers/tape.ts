@@ -1,4 +1,5 @@
 /** Memory for the values of a forward pass: with a tape, those that the backward pass reads are kept. */
+import type { Kernels } from "../../native/mod.ts";
 import type { Workspace } from "./workspace.ts";
 
 type Floats = Float32Array<ArrayBuffer>;
@@ -28,14 +29,17 @@ export class Tape<Name extends string> {
   }
 }
 
-/** Memory for a value: kept on the tape, if there is one; else the workspace's, or `shared`, overwritten. */
+/**
+ * Memory for a value: kept on the tape, if there is one; else the workspace's, or `shared`, overwritten, which kernels
+ * hold until the end of the pass.
+ */
 export function memoryFor<Name extends string>(
-  workspace: Workspace,
+  { workspace, kernels: { arrays } }: { readonly workspace: Workspace; readonly kernels: Kernels },
   tape: Tape<Name> | undefined,
   name: Name,
   length: number,
   shared: string | Floats = name,
 ): Floats {
   if (tape !== undefined) return tape.keep(name, length);
-  return typeof shared === "string" ? workspace.take(shared, length) : shared;
+  return typeof shared === "string" ? arrays.hold(workspace.take(shared, length), true) : arrays.hold(shared);
 }

@@ -243,7 +243,9 @@ export class ModelTensors {
       dtype === "F32" ? new Float32Array(buffer) : new Uint16Array(buffer);
     const held = this.#held;
     const convert = (target: Uint8Array<ArrayBuffer>) => this.#convert(name, dtype, target);
-    if (held === undefined) return { rows, cols, dtype, data: valuesOf(this.#convert(name, dtype)) };
+    if (held === undefined) {
+      return { rows, cols, dtype, data: this.#kernels.arrays.constant(valuesOf(this.#convert(name, dtype))) };
+    }
     return {
       rows,
       cols,

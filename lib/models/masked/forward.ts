@@ -59,7 +59,7 @@ export function* stagesOfBlock(
   const block = parts.blocks[index]!, rows = index === parts.blocks.length - 1 ? call.rows : undefined;
   let count = batch * tokens, residual = hidden;
   const take = (name: TransformerBlockValue, cols: number, shared?: string | Floats) =>
-    memoryFor(workspace, tape, name, count * cols, shared);
+    memoryFor(pass, tape, name, count * cols, shared);
   const norm = (weight: Floats) => ({ rows: count, cols: hiddenSize, weight, epsilon: config.normEpsilon });
 
   const normed = rmsNorm(kernels, hidden, norm(block.attentionNorm), take("normed", hiddenSize));
@@ -79,11 +79,14 @@ export function* stagesOfBlock(
   attention(kernels, inputs, shape, attended);
   if (rows !== undefined) {
     count = rows.length;
-    const width = heads * headSize;
-    attended = gather(attended, rows, width, take("attendedRows", width));
-    residual = gather(hidden, rows, hiddenSize, workspace.take("hiddenRows", count * hiddenSize));
+    const width = heads * headSize, { arrays } = kernels;
+    arrays.release(attended);
+    attended = gather(attended, rows, width, arrays.release(take("attendedRows", width)));
+    residual = gather(arrays.release(hidden), rows, hiddenSize, workspace.take("hiddenRows", count * hiddenSize));
+    if (tape === undefined) arrays.hold(attended);
+    arrays.hold(residual);
   }
-  const delta = workspace.take("delta", count * hiddenSize);
+  const delta = kernels.arrays.hold(workspace.take("delta", count * hiddenSize), true);
   yield { layers: [block.attentionOutput], x: attended, rows: count, residual };
   pass.linear(block.attentionOutput, attended, count, delta, rows, residual);
   const middle = add(kernels, residual, delta, take("middle", hiddenSize, residual));

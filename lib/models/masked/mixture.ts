@@ -37,6 +37,7 @@ export function* stagesOfMixture(
   hidden: Floats,
 ): StagedRun<void> {
   const { kernels, config: { hiddenSize: cols, mixture }, workspace } = pass, { expertSize } = mixture!;
+  kernels.arrays.release(x); // rows go from expert to expert here
   const logits = workspace.take("router", rows * experts.length);
   yield { layers: [router], x, rows };
   pass.linear(router, x, rows, logits, positions);

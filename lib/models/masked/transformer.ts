@@ -8,6 +8,8 @@ import {
   type Blockwise,
   checkPlain,
   firstFault,
+  heldPass,
+  heldStages,
   type PassOptions,
   type Stage,
   type StagedRun,
@@ -92,15 +94,20 @@ export class MaskedTransformer extends LoadedWeights<MaskedTransformerConfig, Tr
     call: SequenceCall,
     inspect?: (place: string, values: Float32Array) => void,
   ): Float32Array {
-    const { embedding, blocks, head } = this.parts;
-    let hidden = this.workspace.take("hidden", inputIds.length * this.config.hiddenSize);
-    embed(pass, inputIds, hidden);
-    inspect?.(embedding.name, hidden);
-    for (const [index, { name }] of blocks.entries()) {
-      hidden = runBlock(pass, index, call, hidden);
-      inspect?.(name, hidden);
-    }
-    const logits = runHead(pass, hidden, call.rows);
+    const { embedding, blocks, head } = this.parts, { arrays } = this.kernels;
+    const first = this.workspace.take("hidden", inputIds.length * this.config.hiddenSize);
+    embed(pass, inputIds, first);
+    inspect?.(embedding.name, first);
+    const logits = heldPass(this.kernels, first, () => {
+      let hidden = first;
+      for (const [index, { name }] of blocks.entries()) {
+        hidden = runBlock(pass, index, call, hidden);
+        if (inspect === undefined) continue;
+        inspect(name, arrays.release(hidden));
+        arrays.hold(hidden);
+      }
+      return runHead(pass, hidden, call.rows);
+    });
     inspect?.(head.name, logits);
     return logits;
   }
@@ -190,7 +197,7 @@ export class MaskedTransformer extends LoadedWeights<MaskedTransformerConfig, Tr
     options: PassOptions,
   ): void {
     const call = { ...this.#call(batch), isWatched: options.observe !== undefined };
-    runBlock(this.pass(options, call.tokens), block, call, hidden);
+    heldPass(this.kernels, hidden, () => runBlock(this.pass(options, call.tokens), block, call, hidden));
   }
 
   stagesOf(
@@ -200,12 +207,14 @@ export class MaskedTransformer extends LoadedWeights<MaskedTransformerConfig, Tr
     options: PassOptions,
   ): StagedRun<Float32Array> {
     const call = { ...this.#call(batch), isWatched: true }, pass = this.pass(options, call.tokens);
-    if (block < this.parts.blocks.length) return stagesOfBlock(pass, block, call, hidden);
-    return stageOfHead(pass, hidden, undefined);
+    const isHead = block === this.parts.blocks.length;
+    const run = isHead ? stageOfHead(pass, hidden, undefined) : stagesOfBlock(pass, block, call, hidden);
+    return heldStages(this.kernels, hidden, run);
   }
 
   finish({ inputIds, batch }: SequenceBatch, hidden: Float32Array, options: PassOptions): Float32Array {
-    return runHead(this.pass(options, inputIds.length / batch), hidden, undefined);
+    const pass = this.pass(options, inputIds.length / batch);
+    return heldPass(this.kernels, hidden, () => runHead(pass, hidden, undefined));
   }
 }
 

@@ -4,13 +4,11 @@
  */
 import { KernelError } from "../../errors.ts";
 import { type CudaKernels, describeCudaStatus } from "./mod.ts";
-import { type DeviceBuffer, DeviceMemory } from "./memory.ts";
+import { DeviceArrays } from "./arrays.ts";
+import { DeviceMemory } from "./memory.ts";
 import { closable, type Kernels, unchecked, type UncheckedKernels } from "../kernels.ts";
 import { CUDA_SIGNATURES, SIGNATURES } from "../signatures.ts";
-import { kindsOf, type NativeBuffer, type NativeCalls } from "../symbols.ts";
-
-/** The functions that a GPU takes over: `aq_…` of the CPU's library that the CUDA library has as `aq_cuda_…`. */
-const TAKEN_OVER = Object.keys(SIGNATURES).filter((name) => cudaName(name) in CUDA_SIGNATURES);
+import { kindsOf, type NativeBuffer, type NativeCalls, type ParameterKind } from "../symbols.ts";
 
 /** The header's `AQ_OK` and `AQ_E_MEMORY`, and the first status that is the device's and not the arguments'. */
 const OK = 0, E_MEMORY = -101, DEVICE_STATUS = -100;
@@ -22,6 +20,9 @@ function cudaName(name: string): keyof typeof CUDA_SIGNATURES {
   return name.replace("aq_", "aq_cuda_") as keyof typeof CUDA_SIGNATURES;
 }
 
+/** The kinds of parameters that are arrays. */
+const isArray = (kind: ParameterKind) => kind === "in" || kind === "out" || kind === "inout";
+
 /**
  * A function of the CUDA library with the parameters of the CPU's. The two differ in three things: where the
  * CPU's has pointers the device's has handles, the last parameters - scratch, `isa`, `threads` - are missing, and a
@@ -29,43 +30,54 @@ function cudaName(name: string): keyof typeof CUDA_SIGNATURES {
  *
  * @param without called instead where the device has no room
  */
-function onDevice(name: string, memory: DeviceMemory, without: Call): Call {
-  const own = cudaName(name), taken = kindsOf(CUDA_SIGNATURES[own]).length - 1;
+function onDevice(name: string, arrays: DeviceArrays, without: Call): Call {
+  const { memory } = arrays, own = cudaName(name), taken = kindsOf(CUDA_SIGNATURES[own]).length - 1;
   const kinds = kindsOf(SIGNATURES[name as keyof typeof SIGNATURES]).slice(0, taken);
   const kernel = memory.cuda.calls[own] as Call;
   return (...args) => {
-    const borrowed: DeviceBuffer[] = [];
     try {
       const handles: Argument[] = [];
       for (const [i, kind] of kinds.entries()) {
-        if (kind !== "in" && kind !== "out" && kind !== "inout") {
-          handles.push(args[i]!);
-          continue;
+        const data = args[i]!;
+        if (!isArray(kind)) handles.push(data);
+        else if (data === null || (data as ArrayBufferView).byteLength === 0) handles.push(0n);
+        else {
+          const handle = arrays.handleOf(data as ArrayBufferView, kind !== "out", kind !== "in");
+          if (handle === undefined) return without(...args);
+          handles.push(handle);
         }
-        const data = args[i] as NativeBuffer;
-        const buffer = data === null ? undefined : memory.borrow(data.byteLength);
-        if (buffer !== undefined) borrowed.push(buffer);
-        else if (data !== null) return without(...args);
-        if (data !== null && kind !== "out") memory.upload(data, buffer!.handle);
-        handles.push(buffer?.handle ?? 0n);
       }
       let status = kernel(...handles, memory.stream);
       if (status === E_MEMORY) {
-        memory.trim();
+        arrays.makeRoom();
         status = kernel(...handles, memory.stream);
         if (status === E_MEMORY) return without(...args);
       }
       if (status <= DEVICE_STATUS) memory.expect(status);
       if (status !== OK) return status;
       for (const [i, kind] of kinds.entries()) {
-        if ((kind === "out" || kind === "inout") && args[i] !== null) {
-          memory.download(handles[i] as bigint, args[i] as ArrayBufferView);
+        if ((kind === "out" || kind === "inout") && handles[i] !== 0n) {
+          arrays.wrote(args[i] as ArrayBufferView, handles[i] as bigint);
         }
       }
       return OK;
     } finally {
-      for (const buffer of borrowed) memory.giveBack(buffer);
+      arrays.finish();
     }
+  };
+}
+
+/** A function of the CPU's library on arrays that a device may hold. */
+function onHost(name: string, arrays: DeviceArrays, call: Call): Call {
+  const kinds = kindsOf(SIGNATURES[name as keyof typeof SIGNATURES]);
+  if (!kinds.some(isArray)) return call;
+  return (...args) => {
+    if (arrays.isHolding) {
+      for (const [i, kind] of kinds.entries()) {
+        if (isArray(kind) && args[i] !== null) arrays.toHost(args[i] as ArrayBufferView, kind !== "in");
+      }
+    }
+    return call(...args);
   };
 }
 
@@ -88,12 +100,13 @@ export function withCuda(
       { status },
     );
   });
-  const { calls } = unchecked(base), told = new Set<string>();
-  const taken = TAKEN_OVER.map((name) => {
-    const cpu = calls[name as keyof NativeCalls] as Call;
+  const arrays = new DeviceArrays(memory), told = new Set<string>();
+  const calls = Object.entries(unchecked(base).calls).map(([name, call]) => {
+    const cpu = onHost(name, arrays, call as Call);
+    if (!(cudaName(name) in CUDA_SIGNATURES)) return [name, cpu];
     return [
       name,
-      onDevice(name, memory, (...args) => {
+      onDevice(name, arrays, (...args) => {
         if (!told.has(name)) onMessage(`cuda: no room on the device for ${name.slice(3)}: the CPU does it`);
         told.add(name);
         return cpu(...args);
@@ -105,15 +118,12 @@ export function withCuda(
     cuda.close();
     base.close();
   };
-  const onGpu: UncheckedKernels = closable(
-    cuda.library,
-    { ...calls, ...Object.fromEntries(taken) },
-    release,
-    {
-      ...unchecked(base),
-      device: cuda.describe(),
-      describe: () => `${cuda.describe()}; ${base.describe()}`,
-    },
-  );
+  const all = Object.fromEntries(calls) as NativeCalls;
+  const onGpu: UncheckedKernels = closable(cuda.library, all, release, {
+    ...unchecked(base),
+    arrays,
+    device: cuda.describe(),
+    describe: () => `${cuda.describe()}; ${base.describe()}`,
+  });
   return onGpu;
 }

@@ -75,6 +75,15 @@ export class DeviceMemory {
     for (const { handle } of this.#idle.splice(0)) this.free(handle);
   }
 
+  /** A handle of `bytes` of a buffer from `offset` on, which is freed before the buffer. */
+  part(buffer: bigint, offset: number, bytes: number): bigint {
+    const { calls, size } = this.cuda;
+    this.expect(calls.aq_cuda_part(buffer, size(offset), size(bytes), this.#handle));
+    const part = this.#handle[0]!;
+    this.#buffers.add(part);
+    return part;
+  }
+
   upload(data: ArrayBufferView, buffer: bigint, offset = 0): void {
     const { calls, size } = this.cuda;
     this.expect(calls.aq_cuda_upload(data, size(data.byteLength), buffer, size(offset), this.stream));

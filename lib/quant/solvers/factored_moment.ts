@@ -143,6 +143,7 @@ export function factorMoments(
       factorBlock(kernels, doing, own, { ...part, order, diagonal, pivots }, damping, power),
     );
   }
+  for (const array of [moment, order, factor, pivots]) kernels.arrays.constant(array);
   return { cols, block, moment, order, factor, pivots, damping: used, deadColumns, tokens };
 }
 
