@@ -43,6 +43,9 @@ async function opened(): Promise<CudaKernels | undefined> {
   }
 }
 
+/** What is computed, Bun alone computes; that Deno calls the library as Bun does, the other tests see. */
+const COMPUTES = "Bun" in globalThis;
+
 /** The line of the device, undefined and a line where there is none. */
 async function deviceLine(): Promise<string | undefined> {
   using cuda = await opened();
@@ -217,7 +220,7 @@ describe("backend", () => {
 
 describe("solvers on a GPU", () => {
   test("codes, scales and corrected targets are the CPU's, byte for byte", async () => {
-    if (await deviceLine() === undefined) return;
+    if (!COMPUTES || await deviceLine() === undefined) return;
     using gpu = await openKernels({ backend: "cuda" });
     using cpu = await openKernels({ backend: "cpu" });
     const [rows, cols, tokens] = [9, 256, 40];
@@ -258,7 +261,7 @@ describe("models on a GPU", () => {
   };
 
   test("predictions are the CPU's within 1e-4, and no array is read that only the device has", async () => {
-    if (await deviceLine() === undefined) return;
+    if (!COMPUTES || await deviceLine() === undefined) return;
     using gpu = await openKernels({ backend: "cuda" });
     using cpu = await openKernels({ backend: "cpu" });
     const { wrote } = DeviceArrays.prototype;
@@ -298,7 +301,7 @@ describe("models on a GPU", () => {
   });
 
   test("layers solved on what a GPU's runs read have the CPU's errors", async () => {
-    if (await deviceLine() === undefined) return;
+    if (!COMPUTES || await deviceLine() === undefined) return;
     using gpu = await openKernels({ backend: "cuda" });
     using cpu = await openKernels({ backend: "cpu" });
     const place = workplace();
@@ -309,7 +312,7 @@ describe("models on a GPU", () => {
         const errors: number[][] = [];
         for (const kernels of [gpu, cpu]) {
           const model = loadModel(folder, kernels);
-          const calibrated = await loadCalibration(model, { source: "synthetic", samples: 8, seed: 3 });
+          const calibrated = await loadCalibration(model, { source: "synthetic", samples: 4, seed: 3 });
           const solved = await solveModel(calibrated, {
             kernels,
             solver: "best",
@@ -327,8 +330,7 @@ describe("models on a GPU", () => {
   });
 
   test("generate.ts writes the tokens that the CPU writes", async () => {
-    const line = await deviceLine();
-    if (line === undefined) return;
+    if (!COMPUTES || await deviceLine() === undefined) return;
     const place = workplace();
     try {
       const output = place.fresh(), quantized = [join(MODELS, "dream-mini"), output, "--bits", "4", "--scale-bits", "6"];
@@ -354,15 +356,16 @@ describe("quantize.ts --backend cuda", () => {
   };
   /** Two layers are solved, on statistics: runs of the model would have other last bits. */
   const solving = () => {
-    const path = place.fresh("solving.yaml"), statistics = place.fresh("statistics.safetensors");
+    const path = place.fresh("solving.yaml"), statistics = `${place.fresh()}.safetensors`;
     writeFileSync(path, "keep_patterns: ['layers.[123]', embed, lm_head, mlp, k_proj, v_proj]\n");
     const saved = ["--save-calibration", statistics, "--samples", "32", "--backend", "cpu"];
-    expect(run("quantize.ts", [join(MODELS, "dream-mini"), ...saved]).code).toBe(0);
+    const { code, stderr } = run("quantize.ts", [join(MODELS, "dream-mini"), ...saved]);
+    expect([code, stderr.match(/error:.*/)?.[0]]).toEqual([0, undefined]);
     return ["--bits", "2", "--config", path, "--solver", "best", "--calibrate", statistics];
   };
 
   test("writes the folder that the CPU writes", async () => {
-    const line = await deviceLine();
+    const line = COMPUTES ? await deviceLine() : undefined;
     if (line === undefined) return;
     try {
       const solved = solving(), whole: string[] = [];
