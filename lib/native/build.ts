@@ -133,7 +133,9 @@ export function cudaPlan(architectures: readonly CudaArchitecture[] = ["80", "90
   return {
     folder: "cuda",
     units: unitsOf(
-      ["context", "forward", "linear", "product", "quantize", "rows", "solver", "two_level"].map((name) => `${name}.cu`),
+      ["context", "forward", "linear", "product", "quantize", "rows", "solver", "two_level"].map((name) =>
+        `${name}.cu`
+      ),
     ),
     flags: [
       "-O3",

@@ -322,7 +322,9 @@ describe("models on a GPU", () => {
           errors.push([...solved.values()].map(({ relativeError }) => relativeError));
         }
         expect(errors[0]!.length).toBeGreaterThan(6);
-        for (const [i, error] of errors[0]!.entries()) expect(Math.abs(error / errors[1]![i]! - 1)).toBeLessThan(0.02);
+        for (const [i, error] of errors[0]!.entries()) {
+          expect(Math.abs(error / errors[1]![i]! - 1)).toBeLessThan(0.02);
+        }
       }
     } finally {
       place.remove();
@@ -333,7 +335,8 @@ describe("models on a GPU", () => {
     if (!COMPUTES || await deviceLine() === undefined) return;
     const place = workplace();
     try {
-      const output = place.fresh(), quantized = [join(MODELS, "dream-mini"), output, "--bits", "4", "--scale-bits", "6"];
+      const output = place.fresh(),
+        quantized = [join(MODELS, "dream-mini"), output, "--bits", "4", "--scale-bits", "6"];
       expect(run("quantize.ts", [...quantized, "--solver", "round", "--backend", "cpu"]).code).toBe(0);
       const written = ["cuda", "cpu"].map((backend) =>
         run("generate.ts", [output, "--prompt", "47+38=", "--json", "--backend", backend])

@@ -92,7 +92,9 @@ export abstract class LoadedWeights<Config, Parts> {
 
   /** @param tokens of an item; default all rows of a layer's input in equal parts */
   protected pass({ observe, weights }: PassOptions, tokens?: number): Pass<Config, Parts> {
-    const { kernels, config, parts, workspace, timeAware } = this, products = this.#products, { arrays } = kernels;
+    const { kernels, config, parts, workspace, timeAware } = this,
+      products = this.#products,
+      { arrays } = kernels;
     const run: Pass<Config, Parts>["run"] = (layer, x, count, out, positions) => {
       if (timeAware === undefined) return products.linear(withWeights(layer, weights), x, count, out);
       timeAware.linear(layer, arrays.release(x), count, arrays.release(out), positions, tokens);

@@ -82,7 +82,12 @@ export function* stagesOfBlock(
     const width = heads * headSize, { arrays } = kernels;
     arrays.release(attended);
     attended = gather(attended, rows, width, arrays.release(take("attendedRows", width)));
-    residual = gather(arrays.release(hidden), rows, hiddenSize, workspace.take("hiddenRows", count * hiddenSize));
+    residual = gather(
+      arrays.release(hidden),
+      rows,
+      hiddenSize,
+      workspace.take("hiddenRows", count * hiddenSize),
+    );
     if (tape === undefined) arrays.hold(attended);
     arrays.hold(residual);
   }
