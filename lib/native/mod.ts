@@ -7,13 +7,13 @@ import { KernelError } from "../errors.ts";
 import { stopCheck } from "../progress.ts";
 import { finish } from "./call.ts";
 import { IS_REMOTE } from "./location.ts";
-import { HOST_ARRAYS } from "./arrays.ts";
 import type { Attempt } from "./library.ts";
 import { type BackendChoice, BACKENDS } from "../config/names.ts";
 import { checkMember } from "./call.ts";
 import { ABI_VERSION } from "./signatures.ts";
 import {
   closable,
+  HOST_ARRAYS,
   INSTRUCTION_SETS,
   type InstructionSet,
   type Kernels,
@@ -23,9 +23,15 @@ import {
 import type { OpenedLibrary } from "./symbols.ts";
 
 export { ABI_VERSION } from "./signatures.ts";
-export type { ArrayPlaces } from "./arrays.ts";
 export type { Attempt } from "./library.ts";
-export { type InstructionSet, type Kernels, MAX_THREADS, threadCount, withThreads } from "./kernels.ts";
+export {
+  type ArrayPlaces,
+  type InstructionSet,
+  type Kernels,
+  MAX_THREADS,
+  threadCount,
+  withThreads,
+} from "./kernels.ts";
 export { type BackendChoice, BACKENDS } from "../config/names.ts";
 
 /** How the kernels are opened. */

@@ -1,5 +1,5 @@
 /** Copies of the host's arrays on a device: for a call, while they are held, or for good. */
-import type { ArrayPlaces } from "../arrays.ts";
+import type { ArrayPlaces } from "../kernels.ts";
 import type { DeviceBuffer, DeviceMemory } from "./memory.ts";
 
 type View = ArrayBufferView<ArrayBufferLike>;
