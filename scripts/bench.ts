@@ -4,6 +4,7 @@ import { basename, join, resolve } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { type Solver, SOLVERS } from "../lib/config/names.ts";
+import { OutputError } from "../lib/errors.ts";
 import { compareSolvers, paretoFront } from "../lib/analysis/tables.ts";
 import { DIVISIBLE_SUITES, shardOptions, unitText } from "../lib/bench/shards.ts";
 import { mergeReports } from "../lib/bench/suite.ts";
@@ -349,14 +350,26 @@ function shardArguments(line: Options, parsed: BenchArguments): BenchArguments {
   return { ...parsed, shard, report: own(report), out: out === undefined ? undefined : own(out) };
 }
 
-/** Whether a shard was measured before, by this version, with these settings and models. */
+/**
+ * Whether a shard was measured before, by this version, with these settings and models.
+ *
+ * @throws {OutputError} where another run is in its place
+ */
 async function isMeasured({ suite, options, report, out, shard }: BenchArguments): Promise<boolean> {
   if (shard === undefined || report === undefined) return false;
   const { readRun, RUN_FILE } = await import("../lib/analysis/run.ts");
-  const files = [join(report, RUN_FILE), ...(out === undefined ? [] : [join(out, "bench.json")])];
-  if (!files.every((path) => kindOf(path) === "file")) return false;
+  if (kindOf(join(report, RUN_FILE)) !== "file") return false;
   const { isRunOf, shardConfiguration } = await import("../lib/analysis/report/merge_runs.ts");
-  return isRunOf(await readRun(report), suite.name, shardConfiguration(options, shard));
+  if (isRunOf(await readRun(report), suite.name, shardConfiguration(options, shard))) {
+    return out === undefined || kindOf(join(out, "bench.json")) === "file";
+  }
+  throw new OutputError(
+    `Cannot measure shard ${shardText(shard)} into ${
+      JSON.stringify(report)
+    }: it must not exist, got a run of another ` +
+      "version, suite, settings or models: choose another folder, or give --force to replace it",
+    { path: report },
+  );
 }
 
 /** Runs the suite on kernels that are opened for it. */

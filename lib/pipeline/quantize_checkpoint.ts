@@ -52,7 +52,7 @@ import type { TensorSink } from "../output/tensor_sink.ts";
 import { type BitPlan, planText } from "../plan/budget.ts";
 import { checkPlan, formatOf, type Plan, planQuantization, type PlanRow } from "../plan/plan.ts";
 import { pause, type RunOptions, stoppable } from "../progress.ts";
-import type { TeamPlace } from "../solve/team.ts";
+import { EXCHANGE_PREFIX, type TeamPlace } from "../solve/team.ts";
 import { KEPT, type KnownSolutions, type SolvedModel, solvePlan } from "../solve/candidates.ts";
 import { isRounded, quantizedByWeights } from "../solve/by_weights.ts";
 import { MeasuredLayers } from "../solve/measured_layers.ts";
@@ -237,7 +237,7 @@ function teamOf(
   if (togetherMilliseconds === undefined) return undefined;
   const { shard: _, ...settings } = JSON.parse(identity.settings);
   const own = sha256(JSON.stringify([{ ...identity, settings }, shard.count]));
-  const folder = join(parts, `blocks-${own.slice(0, 16)}`);
+  const folder = join(parts, `${EXCHANGE_PREFIX}${own.slice(0, 16)}`);
   return { shard, folder, waitMilliseconds: togetherMilliseconds, identity: own };
 }
 

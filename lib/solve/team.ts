@@ -3,11 +3,12 @@
  * folder that all of them see. A file is there whole or not at all, and a task that begins again writes the same ones, so
  * that no task has to know what became of another.
  */
-import { join } from "node:path";
+import { basename, dirname, join } from "node:path";
 import { setTimeout as wait } from "node:timers/promises";
 import { OutputError } from "../errors.ts";
-import { listFolder, makeFolder, quote, remove, sha256 } from "../files/whole.ts";
+import { listFolder, quote, remove, sha256 } from "../files/whole.ts";
 import { readKept, writeKept } from "../output/kept_file.ts";
+import { makeOwnFolder } from "../output/own_folder.ts";
 import type { Shard } from "../output/shard_folders.ts";
 import { pause, type RunOptions } from "../progress.ts";
 
@@ -32,6 +33,8 @@ export interface TeamSums {
 /** Time between two looks for a file: little at first. */
 const FIRST_LOOK_MILLISECONDS = 10, LOOK_MILLISECONDS = 1000;
 
+/** Of the names of folders of what tasks exchange. */
+export const EXCHANGE_PREFIX = "blocks-";
 const SUMS_PREFIX = "sums-";
 
 /** Ends the part in a layer that another task has solved meanwhile: what it read is gone. */
@@ -48,7 +51,7 @@ export class Team {
     readonly identity: string,
     readonly options: RunOptions,
   ) {
-    makeFolder(place.folder);
+    makeOwnFolder(place.folder);
   }
 
   /** Whether this task solves a layer, by its number among all. */
@@ -137,11 +140,21 @@ export class Team {
       if (found !== undefined) return found;
       const waited = performance.now() - begun;
       if (waited >= waitMilliseconds) {
+        const minutes = Math.round(waitMilliseconds / 60_000 * 100) / 100, parts = dirname(folder);
+        const others = listFolder(parts).filter((name) =>
+          name.startsWith(EXCHANGE_PREFIX) && name !== basename(folder)
+        );
         throw new OutputError(
-          `Cannot go on: ${what} from shard ${index}/${count} must be in ${quote(folder)} within ${
-            Math.round(waitMilliseconds / 60_000 * 100) / 100
-          } minutes, got nothing: all shards must run at the same time, with the same configuration and input, and see ` +
-            "that folder; give the command again with --resume",
+          `Cannot go on: ${what} from shard ${index}/${count} must be in ${
+            quote(folder)
+          } within ${minutes} minutes, got nothing${
+            others.length === 0
+              ? ""
+              : ` (${
+                others.join(", ")
+              } beside it is of another configuration, input, version or instruction set)`
+          }: all shards must run at the same time, with the same configuration and input, and see that folder; give the ` +
+            "command again with --resume",
           { path: folder },
         );
       }

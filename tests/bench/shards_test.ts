@@ -67,6 +67,7 @@ test(
       run("bench.ts", [...args, ...own, "--report", parts, "--shard", "1/2"]);
     expect(again(...limits)).toMatchObject({ code: 0, stderr: expect.stringContaining("is measured") });
     expect(readFileSync(file).equals(before)).toBe(true);
+    expect(again("--limit", "2").stderr).toContain("got a run of another version, suite, settings or models");
     const first = await readRun(join(parts, "shard-1-of-2")), { configuration } = first;
     expect(isRunOf(first, "accuracy", configuration)).toBe(true);
     expect(isRunOf(first, "peers", configuration)).toBe(false);
