@@ -7,7 +7,7 @@ import process from "node:process";
 import { openKernels } from "../../lib/native/mod.ts";
 import { quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
 import { differences, gaussian, isDeno, matrix, ROOT, workplace, writeCheckpoint } from "../_checkpoints.ts";
-import { configOf } from "../pipeline/_runs.ts";
+import { configOf, DREAM } from "../pipeline/_runs.ts";
 import { NoSlurm, startSlurm, whyNoSlurm } from "./_slurm.ts";
 
 const place = workplace();
@@ -71,55 +71,80 @@ test("the merge waits for the tasks, whatever these wait for, and reads the same
   }
 });
 
-test("an array of six tasks on two nodes, one killed and requeued: the bytes of one task", async () => {
-  const reason = isDeno ? "it takes seconds, and Bun runs it" : whyNoSlurm();
-  if (reason !== undefined) return console.log(`skipped: no Slurm: ${reason}`);
-  mkdirSync(place.path, { recursive: true });
-  const data = gaussian(2 ** 20, 1), [output, flag] = [place.fresh(), join(place.path, "hangs")];
-  const tensors = Array.from(
-    { length: 24 },
-    (_, i) => [`layers.${i}.weight`, matrix(1024, 1024, data)] as const,
-  );
-  const input = writeCheckpoint(place.fresh("model"), Object.fromEntries(tensors));
-  const slurm = await startSlurm(join(place.path, "slurm")).catch((error: Error) => error);
-  // Only daemons that do not come up are a reason: what goes wrong in a running Slurm fails.
-  if (slurm instanceof NoSlurm) return console.log(`skipped: Slurm does not start: ${slurm.message}`);
-  if (slurm instanceof Error) throw slurm;
-  try {
-    const command = `${process.execPath} run ${join(ROOT, "scripts", "arrowquant.ts")}`;
-    // More widths than one are tried, so that a tensor takes a moment.
-    slurm.environment["ARROW_QUANT_MIN_ACCURACY"] = "0.999";
-    slurm.environment["ARROWQUANT"] = hangingOnce(command, `${output}.parts`, flag);
-    const script = join(ROOT, "scripts", "cluster", "slurm.sh");
-    const options = ["--bits", "2", "--solver", "clip"];
-    slurm.run("bash", script, "--cpus-per-task=1", "--", "quantize", input, output, `${TASKS}`, ...options);
-    await slurm.until("task that hangs", () => existsSync(flag));
-    const job = slurm.run("squeue", "-h", "-r", "-t", "R", "-o", "%F_%K").split("\n")
-      .find((id) => id.endsWith(`_${KILLED}`))!;
-    slurm.run("scontrol", "requeue", job);
-    // Slurm lets a requeued job wait for two minutes.
-    await slurm.until(
-      "requeued task",
-      () => slurm.run("squeue", "-h", "-r", "-t", "PD", "-o", "%F_%K").includes(job),
+test(
+  "arrays on two nodes, a task killed and requeued, and blocks solved together: the bytes of one task",
+  async () => {
+    const reason = isDeno ? "it takes seconds, and Bun runs it" : whyNoSlurm();
+    if (reason !== undefined) return console.log(`skipped: no Slurm: ${reason}`);
+    mkdirSync(place.path, { recursive: true });
+    const data = gaussian(2 ** 20, 1), [output, together] = [place.fresh(), place.fresh()];
+    const flag = join(place.path, "hangs");
+    const tensors = Array.from(
+      { length: 24 },
+      (_, i) => [`layers.${i}.weight`, matrix(1024, 1024, data)] as const,
     );
-    slurm.run("scontrol", "update", `JobId=${job}`, "StartTime=now");
-    await slurm.until("end of all jobs", () => slurm.run("squeue", "-h") === "");
-  } finally {
-    slurm.stop();
-  }
-  const logs = (name: string) => readFileSync(`${output}.logs/${name}.log`, "utf8");
-  expect(logs("task-1")).toContain("shard 1/6: from SLURM_ARRAY_TASK_ID=1");
-  expect(logs("task-1")).toContain("1 threads");
-  expect(logs(`task-${KILLED}`)).toContain("DUE TO JOB REQUEUE");
-  expect(logs(`task-${KILLED}`)).toMatch(/the journal names [1-9]\d* of 4 tensors/);
-  expect(existsSync(output) ? "" : logs("merge")).toBe("");
-  using kernels = await openKernels({ threads: 1 });
-  const whole = place.fresh();
-  await quantizeCheckpoint({
-    input,
-    output: whole,
-    config: configOf({ solver: "clip", bit_width: 2, min_accuracy: 0.999 }),
-    kernels,
-  });
-  expect(differences(output, whole)).toEqual([]);
-}, 600_000);
+    const input = writeCheckpoint(place.fresh("model"), Object.fromEntries(tensors));
+    const slurm = await startSlurm(join(place.path, "slurm")).catch((error: Error) => error);
+    // Only daemons that do not come up are a reason: what goes wrong in a running Slurm fails.
+    if (slurm instanceof NoSlurm) return console.log(`skipped: Slurm does not start: ${slurm.message}`);
+    if (slurm instanceof Error) throw slurm;
+    try {
+      const command = `${process.execPath} run ${join(ROOT, "scripts", "arrowquant.ts")}`;
+      // More widths than one are tried, so that a tensor takes a moment.
+      slurm.environment["ARROW_QUANT_MIN_ACCURACY"] = "0.999";
+      slurm.environment["ARROWQUANT"] = hangingOnce(command, `${output}.parts`, flag);
+      const script = join(ROOT, "scripts", "cluster", "slurm.sh");
+      const options = ["--bits", "2", "--solver", "clip"];
+      slurm.run("bash", script, "--cpus-per-task=1", "--", "quantize", input, output, `${TASKS}`, ...options);
+      await slurm.until("task that hangs", () => existsSync(flag));
+      const job = slurm.run("squeue", "-h", "-r", "-t", "R", "-o", "%F_%K").split("\n")
+        .find((id) => id.endsWith(`_${KILLED}`))!;
+      slurm.run("scontrol", "requeue", job);
+      // Slurm lets a requeued job wait for two minutes.
+      await slurm.until(
+        "requeued task",
+        () => slurm.run("squeue", "-h", "-r", "-t", "PD", "-o", "%F_%K").includes(job),
+      );
+      slurm.run("scontrol", "update", `JobId=${job}`, "StartTime=now");
+      await slurm.until("end of all jobs", () => slurm.run("squeue", "-h") === "");
+      // Both nodes solve one model, block by block.
+      delete slurm.environment["ARROW_QUANT_MIN_ACCURACY"];
+      slurm.environment["ARROWQUANT"] = command;
+      const solve = [
+        ...["--bits", "2", "--solver", "best", "--effort", "low"],
+        "--samples",
+        "32",
+        "--together",
+        "3",
+      ];
+      slurm.run("bash", script, "--cpus-per-task=1", "--", "quantize", DREAM, together, "2", ...solve);
+      await slurm.until("end of all jobs", () => slurm.run("squeue", "-h") === "");
+    } finally {
+      slurm.stop();
+    }
+    const logs = (name: string) => readFileSync(`${output}.logs/${name}.log`, "utf8");
+    expect(logs("task-1")).toContain("shard 1/6: from SLURM_ARRAY_TASK_ID=1");
+    expect(logs("task-1")).toContain("1 threads");
+    expect(logs(`task-${KILLED}`)).toContain("DUE TO JOB REQUEUE");
+    expect(logs(`task-${KILLED}`)).toMatch(/the journal names [1-9]\d* of 4 tensors/);
+    expect(existsSync(output) ? "" : logs("merge")).toBe("");
+    using kernels = await openKernels({ threads: 1 });
+    const whole = place.fresh();
+    await quantizeCheckpoint({
+      input,
+      output: whole,
+      config: configOf({ solver: "clip", bit_width: 2, min_accuracy: 0.999 }),
+      kernels,
+    });
+    expect(differences(output, whole)).toEqual([]);
+    expect(existsSync(together) ? "" : readFileSync(`${together}.logs/task-1.log`, "utf8")).toBe("");
+    const solved = place.fresh(),
+      config = configOf({
+        ...{ solver: "best", bit_width: 2, calibration_samples: 32 },
+        "solver_options.effort": "low",
+      });
+    await quantizeCheckpoint({ input: DREAM, output: solved, config, kernels });
+    expect(differences(together, solved)).toEqual([]);
+  },
+  600_000,
+);
