@@ -392,6 +392,7 @@ function tableRows(row: SuiteRow, all: readonly SuiteRow[]): Rows {
       return peersRows(row);
     case "phases":
       return isPhase(row) ? phaseRows(row, all.filter(isPhase)) : {};
+    case "codes":
     case "process":
     case "solver-speed":
     case "steps":

@@ -2,6 +2,7 @@
 import { accuracySuite } from "./accuracy/suite.ts";
 import { checkpointSuite } from "./checkpoint/suite.ts";
 import { kernelSuite } from "./kernels/suite.ts";
+import { codesSuite } from "./peers/codes.ts";
 import { defaultsSuite, peersSuite, solversSuite } from "./peers/suite.ts";
 import { phasesSuite } from "./phases/suite.ts";
 import { processSuite } from "./process/suite.ts";
@@ -28,6 +29,7 @@ export type {
 } from "./suite.ts";
 export { accuracySuite, checkpointSuite, kernelSuite };
 export { defaultsSuite, peersSuite, phasesSuite, processSuite, solverSpeedSuite, solversSuite, stepsSuite };
+export { codesSuite };
 
 /** The suites of `scripts/bench.ts` in the order of `--help`; the first is the default. */
 export const SUITES: readonly Suite<SuiteRow>[] = [
@@ -39,6 +41,7 @@ export const SUITES: readonly Suite<SuiteRow>[] = [
   processSuite,
   defaultsSuite,
   solversSuite,
+  codesSuite,
   solverSpeedSuite,
   stepsSuite,
 ];

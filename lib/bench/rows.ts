@@ -1,6 +1,7 @@
 /** Rows of the JSON report as the suites write them, told apart by `suite`. */
 import type { AccuracyRow } from "./accuracy/report.ts";
 import type { CheckpointRow } from "./checkpoint/suite.ts";
+import type { CodesRow } from "./peers/codes.ts";
 import type { KernelRow } from "./kernels/bench.ts";
 import type { PeersRow } from "./peers/suite.ts";
 import type { PhaseRow, PhasesRow } from "./phases/suite.ts";
@@ -12,6 +13,7 @@ import type { StepsRow } from "./steps/suite.ts";
 export type SuiteRow =
   | AccuracyRow
   | CheckpointRow
+  | CodesRow
   | KernelRow
   | PeersRow
   | PhasesRow
@@ -21,6 +23,7 @@ export type SuiteRow =
 export type {
   AccuracyRow,
   CheckpointRow,
+  CodesRow,
   KernelRow,
   PeersRow,
   PhaseRow,

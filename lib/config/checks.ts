@@ -61,7 +61,6 @@ function* ofTrellis(config: Config, from: (key: string) => string): Generator<Co
   if (config.minAccuracy > 0) {
     yield ["min_accuracy", `0 ${why}: the cosine of weights is not what it minimizes`];
   }
-  if (config.bitPlan !== null || hasBudget(config)) yield ["codes", "uniform with a bit plan or a budget"];
   if (config.thermodynamic.transitionOptimization.enabled) {
     const key = "thermodynamic.transition_optimization.enabled";
     yield [key, `false ${why}: its gradients know uniform codes`];

@@ -212,9 +212,9 @@ function rowPlanner(context: RuleContext, bitPlan?: BitPlan): (info: TensorInfo,
 
   return (info, file) => {
     const { name, shape, dtype, byteLength } = info, kept = keptBy(info);
-    const form = kept === undefined
-      ? withCodes(fitTarget(info, formOf(info), config), info, config)
-      : { reason: kept, ...NOT_PACKED };
+    const own = kept === undefined ? fitTarget(info, formOf(info), config) : { reason: kept, ...NOT_PACKED };
+    // Tables of tokens are not searched for.
+    const form = isTokenTable(own) ? own : { ...own, ...codesOf(own, shape.at(-1)!, config) };
     const { bits, groupSize, zeroPoint, scaleBits } = form, sizes = matrixSizes(shape);
     const common = { name, file, shape, dtype, bytesBefore: byteLength };
     if (bits === undefined) return { ...common, action: "keep", ...form, bytesAfter: byteLength };
@@ -223,15 +223,19 @@ function rowPlanner(context: RuleContext, bitPlan?: BitPlan): (info: TensorInfo,
   };
 }
 
-/** The form with the codes that the configuration asks for, where it can have them: tables of tokens are not searched. */
-function withCodes(
-  form: RowForm,
-  { shape }: TensorInfo,
-  { codes }: Config,
-): RowForm & Pick<PlanRow, "codes"> {
-  const hasBits = form.bits !== undefined && TRELLIS_BITS.includes(form.bits);
-  const isSearched = hasBits && !isTokenTable(form) && shape.at(-1)! <= MAX_MOMENT_COLS;
-  return codes === "trellis" && isSearched ? { ...form, scaleBits: OFFSET_BITS, codes } : form;
+/**
+ * Codes that the configuration asks for, where a form of a layer's rows of `cols` weights can have them: of few bits,
+ * with a zero point that is stored, in whose place an offset stands.
+ */
+export function codesOf(
+  { bits, zeroPoint }: Pick<RowForm, "bits" | "zeroPoint">,
+  cols: number,
+  { codes }: Pick<Config, "codes">,
+): Pick<WeightFormat, "scaleBits" | "codes"> | undefined {
+  const isSearched = bits !== undefined && TRELLIS_BITS.includes(bits) && cols <= MAX_MOMENT_COLS;
+  return codes === "trellis" && isSearched && zeroPoint === "real"
+    ? { scaleBits: OFFSET_BITS, codes }
+    : undefined;
 }
 
 /** How a row that is quantized is packed. @param bits other ones than the plan's */

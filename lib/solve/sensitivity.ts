@@ -24,7 +24,7 @@ import type { Solvable } from "../calibration/statistics/alone.ts";
 import type { Blockwise, LinearLayer } from "../models/mod.ts";
 import type { CalibrationStatistics } from "../time/mod.ts";
 import { leastBits } from "../plan/rules.ts";
-import { isTokenTable, planQuantization, type PlanRow } from "../plan/plan.ts";
+import { codesOf, isTokenTable, planQuantization, type PlanRow } from "../plan/plan.ts";
 import { pause, type RunOptions } from "../progress.ts";
 import { chooseMoment } from "../calibration/moment_structure.ts";
 import { blockRuns, type RunsOptions, statisticsByRun } from "../calibration/collect.ts";
@@ -250,7 +250,7 @@ async function layerOptions(
   let probe: { readonly distance: number; readonly objective: number } | undefined;
   const options: LayerOption[] = [];
   for (const grid of grids) {
-    const problem = { weights, rows, cols, moment, ...grid };
+    const problem = { weights, rows, cols, moment, ...grid, ...codesOf(grid, cols, config) };
     const { tensor, objective } = solveLayer(kernels, solver, problem, settings);
     if (probe === undefined && grid.bits === PROBE_BITS) {
       const distance = meter === undefined

@@ -1,7 +1,9 @@
 /** Rows of the peers' suite: a model quantized layer by layer through a method, or through the pipeline. */
 import { join } from "node:path";
+import type { Calibrated } from "../../calibration/mod.ts";
 import { resolveConfig } from "../../config/mod.ts";
 import { loadModel } from "../../models/mod.ts";
+import type { Kernels } from "../../native/mod.ts";
 import {
   calibrateRun,
   openRun,
@@ -57,31 +59,41 @@ export function pipelineContender(
     name: gridName(name, setting),
     kind: "ours",
     ...setting,
-    quantize: ({ path, kernels, keys, data }) =>
-      withTemporaryFolder(async (temporary) => {
-        const output = join(temporary, "quantized");
-        const { bits: bit_width, groupSize: group_size } = setting;
-        const { config } = resolveConfig({
-          overrides: {
-            ...KEPT_TABLES,
-            ...keys,
-            bit_width,
-            group_size,
-            num_threads: kernels.threads,
-            ...overrides,
-          },
-        });
-        const begin = performance.now();
-        using run = openRun({ input: path, config, kernels });
-        const planned = await planRun(run);
-        const calibrated = await calibrateRun(run, planned);
-        const solved = await solveRun(run, planned, positions === "alike" ? data.alike : calibrated);
-        const request = await requestOutput(run, planned, { output });
-        await withOutput(run, planned, request, (folder) => writeRun(run, planned, { solved }, folder));
-        const seconds = (performance.now() - begin) / 1000;
-        const { weights, bitsPerWeight, relativeRmsError } = measureStored(kernels, path, output);
-        const model = loadModel(output, kernels), storedBytes = bitsPerWeight * weights / 8;
-        return { model, weights, storedBytes, bitsPerWeight, relativeRmsError, seconds, notes: [] };
-      }),
+    quantize: ({ path, kernels, keys, data }) => {
+      const { bits: bit_width, groupSize: group_size } = setting;
+      const solvedOn = positions === "alike" ? data.alike : undefined;
+      return quantizedByPipeline(path, kernels, { ...keys, bit_width, group_size, ...overrides }, solvedOn);
+    },
   };
+}
+
+/**
+ * A model as `scripts/quantize.ts` quantizes it with these keys of the configuration.
+ *
+ * @param solvedOn data in place of those that the configuration names
+ */
+export function quantizedByPipeline(
+  path: string,
+  kernels: Kernels,
+  overrides: Readonly<Record<string, unknown>>,
+  solvedOn?: Calibrated,
+): Promise<QuantizedModel & { readonly layerErrors: readonly number[] }> {
+  return withTemporaryFolder(async (temporary) => {
+    const output = join(temporary, "quantized");
+    const { config } = resolveConfig({
+      overrides: { ...KEPT_TABLES, num_threads: kernels.threads, ...overrides },
+    });
+    const begin = performance.now();
+    using run = openRun({ input: path, config, kernels });
+    const planned = await planRun(run);
+    const calibrated = await calibrateRun(run, planned);
+    const solved = await solveRun(run, planned, solvedOn ?? calibrated);
+    const request = await requestOutput(run, planned, { output });
+    await withOutput(run, planned, request, (folder) => writeRun(run, planned, { solved }, folder));
+    const seconds = (performance.now() - begin) / 1000;
+    const { weights, bitsPerWeight, relativeRmsError } = measureStored(kernels, path, output);
+    const model = loadModel(output, kernels), storedBytes = bitsPerWeight * weights / 8;
+    const layerErrors = [...solved?.layers.values() ?? []].map(({ relativeError }) => relativeError);
+    return { model, weights, storedBytes, bitsPerWeight, relativeRmsError, seconds, notes: [], layerErrors };
+  });
 }

@@ -30,7 +30,7 @@ import { type Candidate, inParts, keepBetterRows, total } from "./steps.ts";
 const TABLE_DEVIATION = 22.474 / 32;
 
 /** Rounds of least squares and descent behind each search. */
-const SETTLING_ROUNDS = 1;
+const SETTLING_ROUNDS = 2;
 
 const tables = new Map<number, Float32Array<ArrayBuffer>>();
 /** Levels by window. */

@@ -1,0 +1,159 @@
+/**
+ * Trellis codes beside uniform ones at the same bits a weight: the whole pipeline with `solver: best` for several
+ * seeds of the calibration, errors of layers and of the model on evaluation data as ratios.
+ */
+import { modelFrom } from "../../models/mod.ts";
+import { bootstrapMean, type Interval } from "../../eval/intervals.ts";
+import { DISTANCE_TITLES, MaskedYardstick, type Yardstick, yardstickOf } from "../../eval/yardstick.ts";
+import { nameOfPath } from "../../files/whole.ts";
+import type { GroupSize } from "../../quant/mod.ts";
+import { openCheckpoint } from "../../tensor/mod.ts";
+import { span } from "../settings.ts";
+import { type BenchContext, type Goal, mergeReports, type Suite, type SuiteReport } from "../suite.ts";
+import { calibrationKeys } from "./calibration.ts";
+import { quantizedByPipeline } from "./contender.ts";
+
+/** Seeds of the calibration, and noised images a timestep. */
+const SEEDS = 5, QUICK_SEEDS = 2, IMAGES = 32, QUICK_IMAGES = 4, SEQUENCES = 300;
+
+/** What a seed measured of each kind of codes. */
+type Pair = {
+  readonly seed: number;
+  readonly bitsPerWeight: readonly [uniform: number, trellis: number];
+  readonly distance: readonly [uniform: number, trellis: number];
+  /** Geometric mean over layers of trellis / uniform. */
+  readonly layerRatio: number;
+  readonly seconds: readonly [uniform: number, trellis: number];
+};
+
+const mean = (values: readonly number[]): number => values.reduce((sum, v) => sum + v, 0) / values.length;
+
+/** Geometric mean over seeds with its interval. */
+function ratioOf(values: readonly number[], seed: number): Interval {
+  const logarithms = bootstrapMean(values.map(Math.log), { seed }), { value, low, high } = logarithms;
+  return { ...logarithms, value: Math.exp(value), low: Math.exp(low), high: Math.exp(high) };
+}
+
+/** Tasks are not solved: at 2 bits they hardly tell these codes apart, and take most of the time. */
+const withoutTasks = (own: Yardstick): Yardstick =>
+  own.kind === "images"
+    ? own
+    : new MaskedYardstick(own.config, own.source, own.sequences, own.puzzles, [], undefined, own.options);
+
+async function measureSetting(
+  context: BenchContext,
+  path: string,
+  yardstick: Yardstick,
+  group_size: GroupSize,
+): Promise<Pair[]> {
+  const { kernels, options: { quick, seed: first } } = context, pairs: Pair[] = [];
+  for (let seed = first; seed < first + (quick ? QUICK_SEEDS : SEEDS); seed++) {
+    const measured = [];
+    for (const codes of ["uniform", "trellis"] as const) {
+      context.progress(`${nameOfPath(path)}, groups of ${group_size || "a row"}, seed ${seed}, ${codes}`);
+      const keys = {
+        ...calibrationKeys(path, quick),
+        calibration_seed: seed,
+        group_size,
+        bit_width: 2,
+        codes,
+      };
+      const found = await quantizedByPipeline(path, kernels, { ...keys, solver: "best" });
+      measured.push({ ...found, distance: yardstick.measure(found.model).distance.value });
+    }
+    const [uniform, trellis] = measured as [typeof measured[0], typeof measured[0]];
+    const ratios = trellis.layerErrors.map((error, i) => error / uniform.layerErrors[i]!);
+    pairs.push({
+      seed,
+      bitsPerWeight: [uniform.bitsPerWeight, trellis.bitsPerWeight],
+      distance: [uniform.distance, trellis.distance],
+      layerRatio: Math.exp(mean(ratios.map(Math.log))),
+      seconds: [uniform.seconds, trellis.seconds],
+    });
+  }
+  return pairs;
+}
+
+/** A seed's measurements of a setting. */
+export type CodesRow = Pair & {
+  readonly suite: "codes";
+  readonly model: string;
+  readonly groupSize: GroupSize;
+  /** What `distance` is. */
+  readonly measure: string;
+};
+
+async function measureModel(context: BenchContext, path: string): Promise<SuiteReport<CodesRow>> {
+  const { kernels, options: { seed, quick, tasks, groupSizes, limit } } = context, name = nameOfPath(path);
+  using checkpoint = openCheckpoint(path);
+  const full = modelFrom(checkpoint, kernels), images = quick ? QUICK_IMAGES : IMAGES;
+  const puzzles = limit ?? (quick ? 20 : undefined);
+  const amounts = { seed, tasks, puzzles, sequences: SEQUENCES, images };
+  const yardstick = withoutTasks(await yardstickOf(checkpoint, kernels, amounts));
+  yardstick.measure(full);
+  const rows: CodesRow[] = [], cells: Record<string, string | number>[] = [], goals: Goal[] = [];
+  for (const groupSize of groupSizes) {
+    const pairs = await measureSetting(context, path, yardstick, groupSize);
+    const layers = ratioOf(pairs.map(({ layerRatio }) => layerRatio), seed);
+    const distance = ratioOf(pairs.map(({ distance: [uniform, trellis] }) => trellis / uniform), seed);
+    const group = groupSize === 0 ? "row" : `g ${groupSize}`, title = DISTANCE_TITLES[yardstick.kind];
+    const of = (key: "bitsPerWeight" | "distance" | "seconds", which: 0 | 1) =>
+      mean(pairs.map((pair) => pair[key][which]));
+    cells.push({
+      groups: group,
+      seeds: pairs.length,
+      uniformBits: of("bitsPerWeight", 0),
+      bits: of("bitsPerWeight", 1),
+      uniform: of("distance", 0),
+      trellis: of("distance", 1),
+      layers: span(layers, 3),
+      distance: span(distance, 3),
+      seconds: of("seconds", 1) / of("seconds", 0),
+    });
+    for (const pair of pairs) rows.push({ suite: "codes", model: name, groupSize, measure: title, ...pair });
+    for (const [what, ratio, wanted] of [["layer error", layers, 0.72], [title, distance, 0.75]] as const) {
+      goals.push({
+        goal: `${name}, ${group}: ${what} beside uniform codes`,
+        wanted: `at most ${wanted} ×, interval below 1`,
+        measured: `${span(ratio, 3)} ×`,
+        met: ratio.value <= wanted && ratio.high < 1,
+      });
+    }
+  }
+  return {
+    sections: [{
+      title: `${name} (${full.kind}): trellis codes beside uniform ones, 2 bits, solver best`,
+      notes: [
+        `Measured on ${yardstick.source}. Means over seeds of the calibration; × is trellis / uniform, the geometric`,
+        "mean of layers and of seeds, with a 95 % interval by bootstrap over seeds.",
+      ],
+      columns: [
+        { key: "groups", title: "groups" },
+        { key: "seeds", title: "seeds" },
+        { key: "uniformBits", title: "bits/w, uniform", digits: 3 },
+        { key: "bits", title: "trellis", digits: 3 },
+        { key: "uniform", title: `${DISTANCE_TITLES[yardstick.kind]}, uniform`, digits: 5 },
+        { key: "trellis", title: "trellis", digits: 5 },
+        { key: "layers", title: "layer error ×" },
+        { key: "distance", title: `${DISTANCE_TITLES[yardstick.kind]} ×` },
+        { key: "seconds", title: "s ×", digits: 2 },
+      ],
+      rows: cells,
+    }],
+    rows,
+    goals,
+    skipped: [],
+  };
+}
+
+/** Trellis codes beside uniform ones. */
+export const codesSuite: Suite<CodesRow> = {
+  name: "codes",
+  summary: "trellis codes beside uniform ones at equal bits, over seeds of the calibration",
+  defaults: { bits: [2], groupSizes: [0, 32], solvers: ["best"] },
+  run: async (context) => {
+    const reports: SuiteReport<CodesRow>[] = [];
+    for (const path of context.options.models) reports.push(await measureModel(context, path));
+    return mergeReports(reports);
+  },
+};
