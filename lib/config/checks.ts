@@ -61,9 +61,8 @@ function* ofTrellis(config: Config, from: (key: string) => string): Generator<Co
   if (config.minAccuracy > 0) {
     yield ["min_accuracy", `0 ${why}: the cosine of weights is not what it minimizes`];
   }
-  if (config.thermodynamic.transitionOptimization.enabled) {
-    const key = "thermodynamic.transition_optimization.enabled";
-    yield [key, `false ${why}: its gradients know uniform codes`];
+  if (config.thermodynamic.transitionOptimization.entropyWeight > 0) {
+    yield ["thermodynamic.transition_optimization.entropy_weight", `0 ${why}: it is of uniform codes`];
   }
 }
 

@@ -13,6 +13,7 @@ import {
 import { loadDit, loadDream, loadTokenizer } from "../../lib/models/mod.ts";
 import { openKernels, withThreads } from "../../lib/native/mod.ts";
 import { quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
+import type { OneLevelTensor } from "../../lib/quant/mod.ts";
 import { tokenKl } from "../../lib/thermo/masked_transition.ts";
 import { equalTimeGroups, maskRatioAxis, TimeParameters } from "../../lib/time/mod.ts";
 import { MODELS, workplace } from "../_checkpoints.ts";
@@ -103,7 +104,7 @@ describe("dream-mini at 2 bits", () => {
     expect(refined.parts.blocks.map(({ feedForward }) => feedForward!).map(({ up }) => "packed" in up.weights && up.weights.packed)).toEqual(codes);
     expect(report.parameters).toBe(
       report.layers.reduce(
-        (sum, { weights, bias }) => sum + weights.scale.length * 2 + (bias?.length ?? 0),
+        (sum, { weights, bias }) => sum + (weights as OneLevelTensor).scale.length * 2 + (bias?.length ?? 0),
         0,
       ),
     );
@@ -213,7 +214,7 @@ describe("dream-mini at 2 bits", () => {
     for (const { name, weights } of report.layers) {
       const before = original.get(name);
       if (before === undefined || !("packed" in before) || before.scaleBits !== undefined) continue;
-      expect(weights.zeroPoint).toEqual(before.zeroPoint);
+      expect((weights as OneLevelTensor).zeroPoint).toEqual(before.zeroPoint);
     }
     const [batch] = data.train;
     const weights = Array.from(batch!.rows, (_, i) => i % 2);

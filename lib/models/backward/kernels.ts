@@ -6,7 +6,12 @@
 import { checkCounts, checkFloats } from "../../native/call.ts";
 import * as native from "../../native/functions.ts";
 import type { Kernels } from "../../native/mod.ts";
-import { groupCount, type OneLevelTensor, packedWords } from "../../quant/packed/layout.ts";
+import {
+  groupCount,
+  type OneLevelTensor,
+  packedWords,
+  type TwoLevelTensor,
+} from "../../quant/packed/layout.ts";
 import { type AttentionInputs, type AttentionShape, checkAttention } from "../layers/attention.ts";
 import { checkModulation, type ModulationShape } from "../layers/elementwise.ts";
 import { checkNorm, type Norm } from "../layers/norms.ts";
@@ -48,6 +53,23 @@ export function packedGradient(
   }
   const sizes = [rows, cols, bits, groupSize] as const;
   native.packedGradient(kernels, doing, dw, packed, scale, zeroPoint, ...sizes, dscale, dzero);
+}
+
+/**
+ * Gradients of scales and offsets of trellis codes from that of the weights: `Σ dw · level` and `Σ dw` over each group.
+ *
+ * **Shapes** `dw: f32[rows, cols]` → `dscale` and `doffset: f32[rows, groups]`
+ */
+export function trellisGradient(
+  kernels: Kernels,
+  dw: Float32Array,
+  { rows, cols, bits, groupSize, packed }: TwoLevelTensor,
+  dscale: Floats,
+  doffset: Floats,
+): void {
+  const doing = "find the gradient of scales", groups = rows * groupCount(cols, groupSize);
+  checkFloats(doing, { dw: [dw, rows * cols], dscale: [dscale, groups], doffset: [doffset, groups] });
+  native.trellisGradient(kernels, doing, dw, packed, rows, cols, bits, groupSize, dscale, doffset);
 }
 
 const normBackward =

@@ -3,16 +3,16 @@
  * real-valued parameters, the rounded ones that the forward pass uses and that will be stored, and gradients.
  */
 import type { Kernels } from "../../native/mod.ts";
-import { dequantize, groupCount, type OneLevelTensor } from "../../quant/mod.ts";
+import { dequantize, groupCount, type OneLevelTensor, type TwoLevelTensor } from "../../quant/mod.ts";
 import { entropyLoss } from "../../thermo/losses.ts";
 import type { TimeGroups } from "../../time/mod.ts";
-import { packedRows } from "../../quant/packed/layout.ts";
+import { linesOf, packedRows } from "../../quant/packed/layout.ts";
 import { add } from "../layers/elementwise.ts";
 import { type DenseMatrix, linear } from "../layers/linear.ts";
 import { type LinearLayer, widen } from "../layers/tensors.ts";
 import { Tape } from "../layers/tape.ts";
 import { Workspace } from "../layers/workspace.ts";
-import { columnSums, packedGradient, transpose } from "./kernels.ts";
+import { columnSums, packedGradient, transpose, trellisGradient } from "./kernels.ts";
 
 type Floats = Float32Array<ArrayBuffer>;
 
@@ -41,6 +41,14 @@ export interface ParameterArray {
   readonly units: Floats;
 }
 
+type Halves = Uint16Array<ArrayBuffer>;
+
+/** A packed tensor with copies of what is refined. */
+const withOwnScales = (packed: OneLevelTensor | TwoLevelTensor): OneLevelTensor | TwoLevelTensor =>
+  packed.scaleBits === undefined
+    ? { ...packed, scale: packed.scale.slice(), zeroPoint: packed.zeroPoint?.slice() }
+    : { ...packed, subScale: packed.subScale.slice(), subMin: packed.subMin.slice() };
+
 /** A linear layer on its way to better parameters. Its codes never change. */
 export class RefinableLinear {
   readonly rows: number;
@@ -48,7 +56,10 @@ export class RefinableLinear {
   /** The layer as the forward pass sees it, with copies of scales, zero points and bias. */
   readonly layer: LinearLayer;
   readonly parameters: readonly ParameterArray[];
-  readonly #packed: OneLevelTensor | undefined;
+  readonly #packed: OneLevelTensor | TwoLevelTensor | undefined;
+  /** Half floats of scales, and of zero points or of the offsets of trellis codes. */
+  readonly #scales: Halves | undefined;
+  readonly #zeroPoints: Halves | undefined;
   readonly #scale: ParameterArray | undefined;
   readonly #zeroPoint: ParameterArray | undefined;
   readonly #bias: ParameterArray | undefined;
@@ -62,27 +73,31 @@ export class RefinableLinear {
     this.cols = weights.cols;
     const packed = "packed" in weights ? weights : undefined;
     const fail = (reason: string) => new TypeError(`Cannot refine ${JSON.stringify(layer.name)}: ${reason}`);
-    if (packed?.scaleBits !== undefined) {
+    if (packed?.scaleBits !== undefined && packed.codes !== "trellis") {
       throw fail("it must have one level of scales, got two-level scales");
     }
-    const own: OneLevelTensor | undefined = packed && {
-      ...packed,
-      scale: packed.scale.slice(),
-      zeroPoint: packed.zeroPoint?.slice(),
-    };
+    const own = packed && withOwnScales(packed), isTrellis = own?.scaleBits !== undefined;
     this.#packed = own;
+    [this.#scales, this.#zeroPoints] = own === undefined
+      ? []
+      : own.scaleBits === undefined
+      ? [own.scale, own.zeroPoint]
+      : linesOf(own);
     const bias = layer.bias?.slice();
     this.layer = { name: layer.name, weights: own ?? weights, bias };
     if (own !== undefined) {
-      const scale = fromHalves(own.scale);
+      const scale = fromHalves(this.#scales!);
       // A scale moves by shares of itself, a zero point by shares of a code.
       if (parts.scales) {
         this.#scale = parameter(`${layer.name} scale`, scale, scale.map((s) => Math.abs(s) || 1));
       }
-      if (parts.zeroPoints && own.zeroPointKind === "real" && own.zeroPoint !== undefined) {
-        const zeroPoint = fromHalves(own.zeroPoint);
-        const units = new Float32Array(zeroPoint.length).fill(1);
-        this.#zeroPoint = parameter(`${layer.name} zero_point`, zeroPoint, units);
+      const isReal = own.scaleBits !== undefined || own.zeroPointKind === "real";
+      if (parts.zeroPoints && isReal && this.#zeroPoints !== undefined) {
+        const zeroPoint = fromHalves(this.#zeroPoints);
+        const units = isTrellis
+          ? scale.map((s) => Math.abs(s) || 1)
+          : new Float32Array(zeroPoint.length).fill(1);
+        this.#zeroPoint = parameter(`${layer.name} ${isTrellis ? "offset" : "zero_point"}`, zeroPoint, units);
       }
     }
     if (parts.biases && own !== undefined && bias !== undefined) {
@@ -93,7 +108,7 @@ export class RefinableLinear {
     if (parts.timeGroups > 0 && own !== undefined) {
       const values = new Float32Array(parts.timeGroups * this.rows);
       // A unit is the error that rounding the weights makes in an output, for inputs of size 1.
-      const step = fromHalves(own.scale).reduce((sum, s) => sum + Math.abs(s), 0) / own.scale.length;
+      const step = fromHalves(this.#scales!).reduce((sum, s) => sum + Math.abs(s), 0) / this.#scales!.length;
       const units = new Float32Array(values.length).fill(step * Math.sqrt(this.cols / 12) || 1);
       this.#timeBias = parameter(`${layer.name} time_bias`, values, units);
     }
@@ -126,8 +141,8 @@ export class RefinableLinear {
 
   /** Rounds the parameters to what is stored and hands them to the forward pass. */
   store(): void {
-    if (this.#scale !== undefined) toHalves(this.#scale.values, this.#packed!.scale);
-    if (this.#zeroPoint !== undefined) toHalves(this.#zeroPoint.values, this.#packed!.zeroPoint!);
+    if (this.#scale !== undefined) toHalves(this.#scale.values, this.#scales!);
+    if (this.#zeroPoint !== undefined) toHalves(this.#zeroPoint.values, this.#zeroPoints!);
     if (this.#bias !== undefined) this.layer.bias!.set(this.#bias.values);
   }
 
@@ -139,7 +154,7 @@ export class RefinableLinear {
    * Adds the gradients of the entropy term times `weight` to those of scales and zero points.
    *
    * @param original the layer in full precision
-   * @returns the term times `weight`, 0 for a layer that is not packed
+   * @returns the term times `weight`, 0 for a layer that is not packed or has trellis codes
    */
   entropy(
     { kernels, workspace }: Pick<RefinableLayers, "kernels" | "workspace">,
@@ -148,7 +163,7 @@ export class RefinableLinear {
     weight: number,
   ): number {
     const packed = this.#packed;
-    if (packed === undefined) return 0;
+    if (packed === undefined || packed.scaleBits !== undefined) return 0;
     const { cols, bits, groupSize } = packed;
     const scale = this.#scale?.values ?? fromHalves(packed.scale);
     const zeroPoint = this.#zeroPoint?.values ??
@@ -193,7 +208,7 @@ export class RefinableLinear {
     }
     const packed = this.#packed;
     if (packed === undefined || (this.#scale === undefined && this.#zeroPoint === undefined)) return;
-    const groups = groupCount(cols, packed.groupSize), words = packed.packed.length / rows;
+    const groups = groupCount(cols, packed.groupSize);
     const dyT = workspace.take("output gradient, transposed", rows * tokens);
     transpose(kernels, dy, tokens, rows, dyT);
     const input: DenseMatrix = { rows: cols, cols: tokens, dtype: "F32", data: xT() };
@@ -203,16 +218,17 @@ export class RefinableLinear {
       const dw = workspace.take("weight gradient", count * cols);
       // dW = dyᵀ x: rows of dyᵀ are the "tokens" of a linear layer with the weights xᵀ.
       linear(kernels, { weights: input }, dyT.subarray(first * tokens, end * tokens), count, dw);
-      const part: OneLevelTensor = {
-        ...packed,
-        rows: count,
-        packed: packed.packed.subarray(first * words, end * words),
-        scale: packed.scale.subarray(first * groups, end * groups),
-        zeroPoint: packed.zeroPoint?.subarray(first * groups, end * groups),
-      };
+      const part = packedRows(packed, first, end);
       const dscale = workspace.take("scale gradient", count * groups);
       const dzero = this.#zeroPoint && workspace.take("zero point gradient", count * groups);
-      packedGradient(kernels, dw, part, dscale, dzero);
+      if (part.scaleBits === undefined) packedGradient(kernels, dw, part, dscale, dzero);
+      else {trellisGradient(
+          kernels,
+          dw,
+          part,
+          dscale,
+          dzero ?? workspace.take("offset gradient", count * groups),
+        );}
       if (this.#scale !== undefined) addTo(this.#scale.gradients, dscale, first * groups);
       if (dzero !== undefined) addTo(this.#zeroPoint!.gradients, dzero, first * groups);
     }

@@ -13,7 +13,7 @@ import {
   type OptimizerOptions,
   type OptimizerState,
 } from "../../thermo/optimizer.ts";
-import type { OneLevelTensor } from "../../quant/mod.ts";
+import type { PackedTensor } from "../../quant/mod.ts";
 import type { LayerParameters } from "../../time/mod.ts";
 import type { DitModel } from "../dit/model.ts";
 import { Workspace } from "../layers/workspace.ts";
@@ -45,7 +45,7 @@ export interface MaskedBatch {
 export interface RefinedLayer {
   /** As in `model.layers.0.mlp.up_proj.weight`. */
   readonly name: string;
-  readonly weights: OneLevelTensor;
+  readonly weights: PackedTensor;
   readonly bias: Float32Array<ArrayBuffer> | undefined;
   /** `f32[time groups, rows]` beside `bias`: the bias of an output correction with gain 1. */
   readonly timeBias: Float32Array<ArrayBuffer> | undefined;
@@ -314,7 +314,7 @@ function refine<Batch>(refined: Refined<Batch>, options: RefinementOptions): Ref
     heldOutAfter: report.best,
     kept,
     layers: packed.map(({ layer: { name, weights, bias }, timeBias }) => {
-      return { name, weights: weights as OneLevelTensor, bias, timeBias: timeBias?.values.slice() };
+      return { name, weights: weights as PackedTensor, bias, timeBias: timeBias?.values.slice() };
     }),
     parameters: parameters.reduce((sum, { values }) => sum + values.length, 0),
     scratchBytes: refined.gradients.scratchBytes,

@@ -19,6 +19,8 @@ import {
   solveLayer,
   type TwoLevelTensor,
 } from "../../../lib/quant/mod.ts";
+import { type RefinableLayers, RefinableLinear } from "../../../lib/models/backward/linear.ts";
+import { Workspace } from "../../../lib/models/layers/workspace.ts";
 import { openCheckpoint } from "../../../lib/tensor/mod.ts";
 import { gaussian, matrix, workplace, writeCheckpoint } from "../../_checkpoints.ts";
 import { allKernels, gaussians } from "../../_kernels.ts";
@@ -91,6 +93,53 @@ describe("trellis codes", () => {
       problem = { weights, rows: ROWS, cols: COLS, moment: blocks, ...format(32) };
     const { tensor } = solveLayer(kernels, "best", problem);
     expect(dequantize(scalar, tensor)).toEqual(decode(tensor as TwoLevelTensor));
+  });
+
+  test("have gradients of scales and offsets, and take refined ones", () => {
+    const { tensor } = solveLayer(kernels, "best", {
+      weights,
+      rows: ROWS,
+      cols: COLS,
+      moment,
+      ...format(32),
+    });
+    const parts = { scales: true, zeroPoints: true, biases: false, timeGroups: 0 };
+    const layer = new RefinableLinear({ name: "a.weight", weights: tensor, bias: undefined }, parts);
+    const [scale, offset] = layer.parameters,
+      tokens = 3,
+      dy = gaussians(5, tokens * ROWS),
+      x = gaussians(6, tokens * COLS);
+    const xT = Float32Array.from(x, (_, i) => x[i % tokens * COLS + Math.floor(i / tokens)]!);
+    const own = { kernels, workspace: new Workspace() } as RefinableLayers;
+    layer.backwardParameters(own, dy, tokens, () => xT, undefined);
+    /** Σ dy y in float64 for other scales and offsets. */
+    const loss = (change: (s: Float16Array, o: Float16Array) => void) => {
+      const { subScale, subMin, ...rest } = tensor as TwoLevelTensor,
+        s = halves(subScale),
+        o = halves(subMin);
+      change(s, o);
+      const w = decode({ ...rest, subScale: new Uint8Array(s.buffer), subMin: new Uint8Array(o.buffer) });
+      let sum = 0;
+      w.forEach((value, i) => {
+        for (let t = 0; t < tokens; t++) {
+          sum += dy[t * ROWS + Math.floor(i / COLS)]! * value * x[t * COLS + i % COLS]!;
+        }
+      });
+      return sum;
+    };
+    for (const at of [0, 5, 7]) { // linear in both: any difference is the gradient
+      const before = halves((tensor as TwoLevelTensor).subScale)[at]!;
+      const byScale = (loss((s) => s[at] = before * 2) - loss(() => {})) / before;
+      const byOffset = (loss((_, o) => o[at] = 4) - loss((_, o) => o[at] = 2)) / 2;
+      expect(scale!.gradients[at]! / byScale).toBeCloseTo(1, 3);
+      expect(offset!.gradients[at]! / byOffset).toBeCloseTo(1, 3);
+    }
+    scale!.values[5] = 0.125;
+    offset!.values[5] = -0.5;
+    layer.store();
+    const { subScale, subMin } = layer.layer.weights as TwoLevelTensor;
+    expect([halves(subScale)[5], halves(subMin)[5]]).toEqual([0.125, -0.5]);
+    expect(halves((tensor as TwoLevelTensor).subMin)[5]).not.toBe(-0.5);
   });
 
   test("hold weights of any size, and say which they cannot", () => {
