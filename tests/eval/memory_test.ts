@@ -17,7 +17,7 @@ import { measureInferenceMemory } from "../../lib/bench/process/suite.ts";
 import { requirementsAt } from "../../lib/models/mod.ts";
 import { openKernels } from "../../lib/native/mod.ts";
 import { commandOf } from "../../scripts/_command/programs.ts";
-import { contents, MODELS, run, workplace } from "../_checkpoints.ts";
+import { contents, isDeno, MODELS, run, workplace } from "../_checkpoints.ts";
 import { dreamCheckpoint } from "../_models.ts";
 import { thrown } from "../tensor/_files.ts";
 
@@ -35,7 +35,7 @@ const made = run("make_checkpoint.ts", [large, "--hidden", "2048", "--layers", "
 
 describe("running a model in a process of its own", () => {
   const isKnown = existsSync("/proc/self/status");
-  for (const bits of [4, 2]) {
+  for (const bits of isDeno ? [4] : [4, 2]) {
     test(`takes its ${bits}-bit weights, its activations and no more than 64 MB`, async () => {
       if (!isKnown) return console.log("skipped: this system does not tell a process's peak memory");
       expect(made.code).toBe(0);
@@ -86,6 +86,11 @@ describe("running a model in a process of its own", () => {
 });
 
 test("bench.ts holds one model at a time, and no more than it said before", () => {
+  if (isDeno) {
+    return console.log(
+      "skipped: which models are held is said in both runtimes alike: Bun's tests measure it",
+    );
+  }
   const args = ["--model", large, "--bits", "8,4", "--solver", "round", "--limit", "2", "--json"];
   const { code, stdout, stderr } = run("bench.ts", args);
   expect(code).toBe(0);
