@@ -27,7 +27,7 @@ interface Answer {
   readonly errors: string;
 }
 
-/** A Python that answers one request after the other: tests/interop/serve.py. */
+/** A Python that answers one request after the other: tests/_readers.py. */
 class Server {
   readonly #child: ChildProcess;
   readonly #waiting: { resolve(answer: Answer): void; reject(error: Error): void }[] = [];
@@ -35,7 +35,7 @@ class Server {
   constructor(python: string) {
     // Nothing is fetched, one thread is enough for small models, and what is compiled is kept for the next.
     const env = { ...process.env, HF_HUB_OFFLINE: "1", OMP_NUM_THREADS: "1", PYTHONDONTWRITEBYTECODE: "" };
-    this.#child = spawn(python, [join(ROOT, "tests", "interop", "serve.py")], {
+    this.#child = spawn(python, [join(ROOT, "tests", "_readers.py")], {
       cwd: ROOT,
       env,
       stdio: "pipe",
@@ -50,7 +50,7 @@ class Server {
     });
     const end = (error: Error) => this.#waiting.splice(0).forEach(({ reject }) => reject(error));
     this.#child.on("error", end);
-    this.#child.on("close", (code) => end(new Error(`serve.py: exit ${code}\n${errors}`)));
+    this.#child.on("close", (code) => end(new Error(`_readers.py: exit ${code}\n${errors}`)));
   }
 
   /** While nothing is asked of it, it does not keep this process alive; its input's end ends it. */

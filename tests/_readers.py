@@ -1,4 +1,4 @@
-"""Runs scripts of this folder, each in a process of its own that finds the large packages loaded.
+"""Runs scripts of interop/, each in a process of its own that finds the large packages loaded.
 
 Each line of standard input, {"script": NAME, "args": [...]}, is answered by a line {"code", "output", "errors"}.
 """
@@ -14,7 +14,7 @@ import diffusers
 import torch  # noqa: F401
 import transformers
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parent / "interop"
 # They load their parts when these are asked for.
 diffusers.DiTTransformer2DModel, diffusers.StableDiffusionPipeline, transformers.PreTrainedModel
 
