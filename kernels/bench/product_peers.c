@@ -36,7 +36,8 @@ CHAINS(chains_neon, , 16, FMA)
 AQ_API int32_t fma_chains(int32_t isa, int64_t rounds) {
 #if defined(__x86_64__)
   if (isa == AQ_ISA_AVX2) return chains_avx2(rounds), 10 * 8;
-  if (isa == AQ_ISA_AVX512 || isa == AQ_ISA_AVX512_VNNI) return chains_avx512(rounds), 10 * 16;
+  if (isa == AQ_ISA_AVX512 || isa == AQ_ISA_AVX512_VNNI || isa == AQ_ISA_AVX512_VBMI)
+    return chains_avx512(rounds), 10 * 16;
 #elif defined(__aarch64__)
   if (isa == AQ_ISA_NEON || isa == AQ_ISA_NEON_DOT) return chains_neon(rounds), 10 * 4;
 #endif

@@ -47,11 +47,13 @@ static int has_byte_dot(void) {
 /* Quantizing, forward passes and solvers come as one set: one unit in isa/ compiles their vector.h. Two sets
  * have faster products of 8-bit activations than the one they extend. Gradients are plain loops: only x86's
  * wider sets compile them again. */
-#define AQ_SLOT(test, set, int8_set, backward_set, levels_set)                                            \
+#define AQ_SLOT_OF(test, set, int8_set, backward_set, levels_set, tokens)                                 \
   {                                                                                                       \
     test, &aq_quantize_##set, aq_two_level_##set, &aq_forward_##set, &aq_rows_##set, &aq_trellis_##set,   \
-        &aq_product_##set, &aq_int8_##int8_set, &aq_backward_##backward_set, aq_levels_##levels_set       \
+        &aq_product_##set, &aq_int8_##int8_set, &aq_backward_##backward_set, aq_levels_##levels_set,      \
+        tokens                                                                                            \
   }
+#define AQ_SLOT(...) AQ_SLOT_OF(__VA_ARGS__, 0)
 #define AQ_DECLARE(set)                               \
   extern const aq_quantize_kernels aq_quantize_##set; \
   extern aq_two_level_function aq_two_level_##set;    \
@@ -72,6 +74,7 @@ extern aq_levels_function aq_levels_avx2;
 AQ_DECLARE(avx512)
 AQ_DECLARE(avx512_vnni)
 extern aq_levels_function aq_levels_avx512_vbmi;
+extern const aq_trellis_tokens aq_tokens_avx512_vbmi;
 #endif
 #if defined(AQ_BUILD_NEON)
 AQ_DECLARE(neon)
@@ -91,7 +94,8 @@ static const aq_kernels slots[] = {
 #if defined(AQ_BUILD_AVX512)
     [AQ_ISA_AVX512] = AQ_SLOT(has_avx512, avx512, avx512, avx512, avx2),
     [AQ_ISA_AVX512_VNNI] = AQ_SLOT(has_avx512_vnni, avx512, avx512_vnni, avx512, avx2),
-    [AQ_ISA_AVX512_VBMI] = AQ_SLOT(has_avx512_vbmi, avx512, avx512_vnni, avx512, avx512_vbmi),
+    [AQ_ISA_AVX512_VBMI] = AQ_SLOT_OF(has_avx512_vbmi, avx512, avx512_vnni, avx512, avx512_vbmi,
+                                      &aq_tokens_avx512_vbmi),
 #endif
 #if defined(AQ_BUILD_NEON)
     [AQ_ISA_NEON] = AQ_SLOT(always, neon, neon, scalar, neon),

@@ -9,6 +9,7 @@
 #include "quantize/kernels.h"
 #include "solver/rows.h"
 #include "solver/trellis.h"
+#include "trellis/kernels.h"
 #include "two_level/kernels.h"
 
 typedef struct {
@@ -22,6 +23,7 @@ typedef struct {
   const aq_int8_kernels *int8;
   const aq_backward_kernels *backward;
   aq_levels_function *levels; /* of trellis codes */
+  const aq_trellis_tokens *tokens; /* on them; null: as `forward` and `int8` take them */
 } aq_kernels;
 
 /* The kernels of an AQ_ISA_*; null: not in this build or not on this processor. */

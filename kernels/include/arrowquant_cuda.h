@@ -22,7 +22,7 @@
 extern "C" {
 #endif
 
-#define AQ_CUDA_ABI_VERSION 5
+#define AQ_CUDA_ABI_VERSION 6
 
 #define AQ_E_DEVICE (-100) /* no device, no driver, or a driver older than the runtime */
 #define AQ_E_MEMORY (-101) /* the device or the host has no room left */
@@ -91,6 +91,22 @@ AQ_API int32_t aq_cuda_quantize_two_level(aq_cuda_buffer weights, int32_t dtype,
                                           aq_cuda_buffer column_weights, aq_cuda_buffer packed,
                                           aq_cuda_buffer sub_scale, aq_cuda_buffer sub_min, aq_cuda_buffer super_scale,
                                           aq_cuda_buffer super_min, aq_cuda_stream stream);
+
+/* aq_dequantize_trellis, to the bit. */
+AQ_API int32_t aq_cuda_dequantize_trellis(aq_cuda_buffer packed, aq_cuda_buffer scale, aq_cuda_buffer offset, size_t rows,
+                                          size_t cols, int32_t bits, size_t group_size, aq_cuda_buffer out,
+                                          int32_t dtype, aq_cuda_stream stream);
+
+/* aq_linear_trellis; bias 0: none. Sums are rounded in another order than the CPU's, always the same one. */
+AQ_API int32_t aq_cuda_linear_trellis(aq_cuda_buffer x, size_t tokens, aq_cuda_buffer packed, aq_cuda_buffer scale,
+                                      aq_cuda_buffer offset, aq_cuda_buffer bias, size_t rows, size_t cols, int32_t bits,
+                                      size_t group_size, aq_cuda_buffer out, aq_cuda_stream stream);
+
+/* aq_linear_trellis_int8, to the bit; zero points are not looked at. */
+AQ_API int32_t aq_cuda_linear_trellis_int8(aq_cuda_buffer codes, aq_cuda_buffer x_scale, aq_cuda_buffer x_zero_point,
+                                           size_t tokens, aq_cuda_buffer packed, aq_cuda_buffer scale,
+                                           aq_cuda_buffer offset, aq_cuda_buffer bias, size_t rows, size_t cols,
+                                           int32_t bits, size_t group_size, aq_cuda_buffer out, aq_cuda_stream stream);
 
 /* Products and solvers -------------------------------------------------------------------------------------
  *

@@ -193,6 +193,7 @@ static void run_shapes(void) {
 
 #include "cuda_solver.h"
 #include "cuda_forward.h"
+#include "cuda_trellis.h"
 
 /* A wrong call gets a status, and nothing else happens. */
 static void run_refusals(void) {
@@ -228,6 +229,7 @@ int main(int argc, char **argv) {
   run_shapes();
   run_solvers();
   run_forward();
+  run_trellis_shapes();
   run_refusals();
   require(aq_cuda_free_stream(stream), "free the stream");
   return finish();

@@ -90,7 +90,7 @@ export function nativePlan(platform: string, architecture: string): BuildPlan {
       ...unitsOf(["isa/avx2.c", "int8/avx2.c", "backward/avx2.c", "trellis/avx2.c"], AVX2_FLAGS),
       ...unitsOf(["isa/avx512.c", "int8/avx512.c", "backward/avx512.c"], AVX512_FLAGS),
       ...unitsOf(["int8/avx512_vnni.c"], [...AVX512_FLAGS, "-mavx512vnni"]),
-      ...unitsOf(["trellis/avx512_vbmi.c"], [...AVX512_FLAGS, "-mavx512vbmi"]),
+      ...unitsOf(["trellis/avx512_vbmi.c"], [...AVX512_FLAGS, "-mavx512vbmi", "-mavx512vnni"]),
     );
   } else if (architecture === "arm64") {
     flags.push("-DAQ_BUILD_NEON");
@@ -133,9 +133,9 @@ export function cudaPlan(architectures: readonly CudaArchitecture[] = ["80", "90
   return {
     folder: "cuda",
     units: unitsOf(
-      ["context", "forward", "linear", "product", "quantize", "rows", "solver", "two_level"].map((name) =>
-        `${name}.cu`
-      ),
+      ["context", "forward", "linear", "product", "quantize", "rows", "solver", "trellis", "two_level"].map((
+        name,
+      ) => `${name}.cu`),
     ),
     flags: [
       "-O3",

@@ -51,7 +51,7 @@ int32_t aq_quantize_activations(const float *x, size_t tokens, size_t cols, int3
 /* Linear ------------------------------------------------------------------------------------------------- */
 
 /* A view of the weights, by `trellis`: whether they are trellis codes, whose offsets stand in zero_point. */
-static int32_t linear(const uint8_t *codes, const float *x_scale, const int32_t *x_zero_point, size_t tokens,
+static int32_t linear_int8(const uint8_t *codes, const float *x_scale, const int32_t *x_zero_point, size_t tokens,
                       const uint32_t *packed, const uint16_t *scale, const uint16_t *zero_point, const float *bias,
                       size_t rows, size_t cols, int32_t bits, size_t group_size, float *out, int32_t isa,
                       int32_t threads, int trellis) {
@@ -67,14 +67,17 @@ static int32_t linear(const uint8_t *codes, const float *x_scale, const int32_t 
     status = aq_view_trellis(packed, scale, zero_point, rows, cols, bits, group_size, kernels->levels, &job.view);
   else if (cols)
     status = aq_view_packed(packed, scale, zero_point, rows, cols, bits, group_size, &job.view);
-  return status == AQ_OK ? aq_run_linear(&kernels->int8->linear, &job, threads) : status;
+  if (status != AQ_OK) return status;
+  aq_linear_kernels linear = kernels->int8->linear;
+  if (trellis && kernels->tokens && cols && job.view.group_size >= 64) linear.one = kernels->tokens->bytes;
+  return aq_run_linear(&linear, &job, threads);
 }
 
 int32_t aq_linear_packed_int8(const uint8_t *codes, const float *x_scale, const int32_t *x_zero_point, size_t tokens,
                               const uint32_t *packed, const uint16_t *scale, const uint16_t *zero_point,
                               const float *bias, size_t rows, size_t cols, int32_t bits, size_t group_size, float *out,
                               int32_t isa, int32_t threads) {
-  return linear(codes, x_scale, x_zero_point, tokens, packed, scale, zero_point, bias, rows, cols, bits, group_size, out,
+  return linear_int8(codes, x_scale, x_zero_point, tokens, packed, scale, zero_point, bias, rows, cols, bits, group_size, out,
                 isa, threads, 0);
 }
 
@@ -82,6 +85,6 @@ int32_t aq_linear_trellis_int8(const uint8_t *codes, const float *x_scale, const
                                const uint32_t *packed, const uint16_t *scale, const uint16_t *offset, const float *bias,
                                size_t rows, size_t cols, int32_t bits, size_t group_size, float *out, int32_t isa,
                                int32_t threads) {
-  return linear(codes, x_scale, x_zero_point, tokens, packed, scale, offset, bias, rows, cols, bits, group_size, out,
+  return linear_int8(codes, x_scale, x_zero_point, tokens, packed, scale, offset, bias, rows, cols, bits, group_size, out,
                 isa, threads, 1);
 }

@@ -33,6 +33,12 @@ int32_t aq_trellis_error_statistics(const void *weights, int32_t dtype, const ui
                          : status;
 }
 
+static int finite(const float *x, size_t n) {
+  for (size_t i = 0; i < n; i++)
+    if (!(x[i] - x[i] == 0.0f)) return 0;
+  return 1;
+}
+
 int32_t aq_linear_trellis(const float *x, size_t tokens, const uint32_t *packed, const uint16_t *scale,
                           const uint16_t *offset, const float *bias, size_t rows, size_t cols, int32_t bits,
                           size_t group_size, float *out, int32_t isa, int32_t threads) {
@@ -42,5 +48,9 @@ int32_t aq_linear_trellis(const float *x, size_t tokens, const uint32_t *packed,
   int32_t status = aq_check_linear(&job, x || cols == 0);
   if (status == AQ_OK && cols)
     status = aq_view_trellis(packed, scale, offset, rows, cols, bits, group_size, kernels->levels, &job.view);
-  return status == AQ_OK ? aq_run_linear(&kernels->forward->linear, &job, threads) : status;
+  if (status != AQ_OK) return status;
+  aq_linear_kernels linear = kernels->forward->linear;
+  if (kernels->tokens && tokens <= linear.few_tokens && cols && job.view.group_size >= 64 && finite(x, tokens * cols))
+    linear.one = kernels->tokens->floats;
+  return aq_run_linear(&linear, &job, threads);
 }

@@ -9,26 +9,27 @@
 #define AQ_LEVELS 32
 #define AQ_LEVELS_READ 16
 
-/* Sixteen shuffles by the window's low four bits, and one of two chosen by each of the bits above. */
+/* The table's second half is the first turned round, with other signs: eight shuffles by a window's low four bits, and
+ * one of two chosen by each of the next bits. */
 AQ_INLINE __m256i look_up(__m256i windows) {
-  const __m256i low = _mm256_and_si256(windows, _mm256_set1_epi8(15));
-  __m256i found[16];
-#pragma GCC unroll 16
-  for (int i = 0; i < 16; i++) {
+  const __m256i second = _mm256_cmpgt_epi8(_mm256_setzero_si256(), windows), at = _mm256_xor_si256(windows, second);
+  const __m256i low = _mm256_and_si256(at, _mm256_set1_epi8(15));
+  __m256i found[8];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; i++) {
     const __m128i table = _mm_load_si128((const __m128i *)(const void *)(aq_trellis_levels + 16 * i));
     found[i] = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), low);
   }
   /* a byte is chosen by its highest bit; what other bytes shift into it are lower ones */
-  const __m256i by[4] = {_mm256_slli_epi16(windows, 3), _mm256_slli_epi16(windows, 2), _mm256_slli_epi16(windows, 1),
-                         windows};
+  const __m256i by[3] = {_mm256_slli_epi16(at, 3), _mm256_slli_epi16(at, 2), _mm256_slli_epi16(at, 1)};
+#pragma GCC unroll 3
+  for (int step = 0; step < 3; step++)
 #pragma GCC unroll 4
-  for (int step = 0; step < 4; step++)
-#pragma GCC unroll 8
-    for (int i = 0; i < 8 >> step; i++) found[i] = _mm256_blendv_epi8(found[2 * i], found[2 * i + 1], by[step]);
-  return found[0];
+    for (int i = 0; i < 4 >> step; i++) found[i] = _mm256_blendv_epi8(found[2 * i], found[2 * i + 1], by[step]);
+  return _mm256_sign_epi8(found[0], _mm256_or_si256(second, _mm256_set1_epi8(1)));
 }
 
-typedef char level_table; /* sixteen loads a block */
+typedef char level_table; /* loaded for every block */
 AQ_INLINE level_table load_table(void) { return 0; }
 
 AQ_INLINE void block_levels(level_table table, const uint8_t *from, int8_t *levels) {

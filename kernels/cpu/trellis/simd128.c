@@ -1,5 +1,5 @@
-/* trellis/simd128.c: levels of trellis codes with WebAssembly's 128-bit vectors: windows in vectors, sixteen swizzles
- * for the table. */
+/* trellis/simd128.c: levels of trellis codes with WebAssembly's 128-bit vectors: windows in vectors, eight swizzles
+ * for the half of the table of which the other half is the mirror. */
 #include <stdint.h>
 #include <wasm_simd128.h>
 
@@ -21,12 +21,13 @@ AQ_INLINE void block_levels(level_table table, const uint8_t *from, int8_t *leve
                                   wasm_v128_and(wasm_i32x4_shl(v, 4), wasm_i32x4_splat(0xff00)));
   const v128_t high = wasm_v128_or(wasm_v128_and(wasm_i32x4_shl(v, 10), wasm_i32x4_splat(0xff0000)),
                                    wasm_v128_and(wasm_i32x4_shl(v, 16), wasm_i32x4_splat((int32_t)0xff000000u)));
-  v128_t windows = wasm_v128_or(low, high), found = wasm_i8x16_splat(0);
-  for (int i = 0; i < 16; i++) { /* windows out of a part's 16 find 0 */
-    found = wasm_v128_or(found, wasm_i8x16_swizzle(wasm_v128_load(aq_trellis_levels + 16 * i), windows));
-    windows = wasm_i8x16_sub(windows, wasm_i8x16_splat(16));
+  const v128_t windows = wasm_v128_or(low, high), second = wasm_i8x16_shr(windows, 7);
+  v128_t at = wasm_v128_xor(windows, second), found = wasm_i8x16_splat(0);
+  for (int i = 0; i < 8; i++) { /* places out of a part's 16 find 0 */
+    found = wasm_v128_or(found, wasm_i8x16_swizzle(wasm_v128_load(aq_trellis_levels + 16 * i), at));
+    at = wasm_i8x16_sub(at, wasm_i8x16_splat(16));
   }
-  wasm_v128_store(levels, found);
+  wasm_v128_store(levels, wasm_i8x16_sub(wasm_v128_xor(found, second), second));
 }
 
 #include "vector.h"

@@ -269,6 +269,35 @@ export function dequantizeCase(
   });
 }
 
+/** Trellis codes, their scales and offsets: the codes, scales and zero points of 2 bits, taken as such. */
+export const TRELLIS_DEQUANTIZE = "dequantize 2 bits, g 64, trellis";
+
+/** Dequantizing trellis codes: any codes take the same time. */
+export function trellisDequantizeCase(operands: Operands): KernelCase {
+  const { cols } = operands, spec = { bits: 2, groupSize: 64, zeroPoint: "real" } as const;
+  const [packed, scale, offset] = packedInput(operands, spec);
+  return ownCase(operands, {
+    name: TRELLIS_DEQUANTIZE,
+    dtype: "trellis of 2 bits to F32",
+    bytesRead: bytesOfArrays([packed, scale, offset]),
+    make: (rows) => [new Float32Array(rows * cols)] as const,
+    call: (used, rows, [out]) =>
+      native.dequantizeTrellis(
+        used,
+        DOING,
+        packed,
+        scale,
+        offset!,
+        rows,
+        cols,
+        2,
+        64,
+        out,
+        DTYPE_NUMBERS.F32,
+      ),
+  });
+}
+
 export function codesCase(operands: Operands, direction: "pack" | "unpack", bits: BitWidth): KernelCase {
   const { kernels, rows, cols, count } = operands;
   const codes = Uint8Array.from({ length: count }, (_, i) => Math.imul(i, 0x9e3779b1) >>> (32 - bits));

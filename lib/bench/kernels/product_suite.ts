@@ -10,10 +10,14 @@ import {
   LINEAR_F32,
   LINEAR_INT8,
   LINEAR_PACKED,
+  LINEAR_TRELLIS,
+  LINEAR_TRELLIS_INT8,
   linearCase,
   packedLinearCase,
   ProductOperands,
   quantizeActivationsCase,
+  trellisInt8LinearCase,
+  trellisLinearCase,
 } from "./product_cases.ts";
 import {
   FMA_PEAK,
@@ -92,19 +96,35 @@ const productRatios = (bits: BitWidth): RatioOf[] => [
   { of: LINEAR_INT8(bits), to: LINEAR_PACKED(bits), label: "F32 act." },
 ];
 
+/** Trellis codes beside uniform ones of the same bits. */
+const TRELLIS_RATIOS: readonly RatioOf[] = [
+  { of: LINEAR_TRELLIS, to: LINEAR_PACKED(2), label: "uniform" },
+  { of: LINEAR_TRELLIS_INT8, to: LINEAR_INT8(2), label: "uniform" },
+];
+
+function trellisGoals(bench: KernelBench, group: Group, tokens: string, least: number): void {
+  const speeds = TRELLIS_RATIOS.map(({ of, to }, i) =>
+    [["F32 activations", "8-bit activations"][i]!, group.speed(of, to)] as [string, Summary | undefined]
+  );
+  bench.ratioGoal(`trellis / uniform of 2 bits, ${tokens}`, least, speeds, "");
+}
+
 /** Packed weights and 8-bit activations against float32, many tokens. */
 async function measureTokens(bench: KernelBench): Promise<void> {
   const side = bench.scale.productSide;
   for (const tokens of [64, 256]) {
     const operands = operandsOf(bench, [tokens, side, side]);
     const title = `Products of ${tokens} tokens`;
-    const group = new Group(title, "in cache", BITS.flatMap(productRatios), "multiply-adds");
+    const ratios = [...BITS.flatMap(productRatios), ...TRELLIS_RATIOS];
+    const group = new Group(title, "in cache", ratios, "multiply-adds");
     await bench.measure(
       group,
       [
         linearCase(operands),
         ...BITS.map((bits) => packedLinearCase(operands, bits)),
+        trellisLinearCase(operands),
         ...BITS.map((bits) => int8LinearCase(operands, bits)),
+        trellisInt8LinearCase(operands),
         quantizeActivationsCase(operands),
         quantizeActivationsCase(operands, "static"),
       ],
@@ -121,6 +141,7 @@ async function measureTokens(bench: KernelBench): Promise<void> {
         met: time <= 1.25,
       });
     }
+    trellisGoals(bench, group, `${tokens} tokens`, 0.9);
     bench.ratioGoal(
       `8-bit / F32 activations, ${tokens} tokens`,
       1,
@@ -152,6 +173,7 @@ async function measureVector(
       { of: LINEAR_INT8(bits), to: GGML_DOT(type), label: type },
     ]),
   ]);
+  ratios.push(...TRELLIS_RATIOS);
   const group = new Group("Products of one token", "from memory", ratios, "multiply-adds");
   await bench.measure(
     group,
@@ -162,6 +184,8 @@ async function measureVector(
         int8LinearCase(operands, bits),
         ...peersOf(bits).map((type) => ggmlVectorCase(ggml!, peers!, operands, type)),
       ]),
+      trellisLinearCase(operands),
+      trellisInt8LinearCase(operands),
     ],
     [
       "ggml's rows: its dot product of the processor's library called for every row by a loop in C, as its own product",
@@ -172,6 +196,7 @@ async function measureVector(
   const speed = (of: string, to: string): Summary | undefined => group.speed(of, to);
   bench.ratioGoal("4-bit product of one token / F32", 2.5, [["", speed(LINEAR_PACKED(4), LINEAR_F32)]], "");
   bench.ratioGoal("2-bit product of one token / F32", 4, [["", speed(LINEAR_PACKED(2), LINEAR_F32)]], "");
+  trellisGoals(bench, group, "one token", 0.7);
   for (const bits of BITS) {
     bench.ratioGoal(
       `${bits} bits, 8-bit activations, one token / ggml`,

@@ -36,6 +36,8 @@ import {
   specName,
   statisticsCase,
   type TimedDtype,
+  TRELLIS_DEQUANTIZE,
+  trellisDequantizeCase,
   TWO_LEVEL_SPECS,
   twoLevelCase,
   twoLevelName,
@@ -178,9 +180,12 @@ const DEQUANTIZED: Record<BitWidth, readonly GgmlType[]> = {
 async function measureDequantize(bench: KernelBench): Promise<void> {
   const { ggml } = bench;
   const name = (bits: BitWidth) => `dequantize ${specName(packedSpec(bits))}`;
-  const ratios = BITS.flatMap((bits) =>
-    DEQUANTIZED[bits].map((type) => ({ of: name(bits), to: GGML_DEQUANTIZE(type) }))
-  );
+  const ratios: RatioOf[] = [
+    ...BITS.flatMap((bits) =>
+      DEQUANTIZED[bits].map((type) => ({ of: name(bits), to: GGML_DEQUANTIZE(type) }))
+    ),
+    { of: TRELLIS_DEQUANTIZE, to: name(2), label: "uniform" },
+  ];
   const groups: Group[] = [];
   for (const [place, rows] of placesOf(bench)) {
     const operands = bench.operands(rows);
@@ -190,12 +195,18 @@ async function measureDequantize(bench: KernelBench): Promise<void> {
         dequantizeCase(operands, packedSpec(bits)),
         ...(ggml ? DEQUANTIZED[bits].map((type) => ggmlDequantizeCase(ggml, operands, type)) : []),
       ]),
+      trellisDequantizeCase(operands),
       dequantizeCase(operands, { bits: 4, groupSize: 32, zeroPoint: "symmetric" }),
       dequantizeCase(operands, packedSpec(4), "F16"),
       dequantizeCase(operands, packedSpec(4), "BF16"),
     ];
     groups.push(await bench.measure(new Group("Dequantize", place, ratios), cases));
   }
+  const trellis = groups.map((group): [string, Summary | undefined] => [
+    group.place,
+    group.speed(TRELLIS_DEQUANTIZE, name(2)),
+  ]);
+  bench.ratioGoal("dequantize trellis codes / uniform of 2 bits", 0.4, trellis, "");
   for (const bits of BITS) {
     const slowest = groups.flatMap((group): [string, Summary][] => {
       const [fastest] = DEQUANTIZED[bits].flatMap((type) => {

@@ -2,8 +2,14 @@
 import { checkArray, checkCounts, checkFloats, checkWhole } from "../../native/call.ts";
 import * as native from "../../native/functions.ts";
 import type { Kernels } from "../../native/mod.ts";
-import { checkPackedTensor, type OneLevelTensor } from "../../quant/packed/layout.ts";
+import {
+  checkPackedTensor,
+  linesOf,
+  type OneLevelTensor,
+  type TwoLevelTensor,
+} from "../../quant/packed/layout.ts";
 import type { ActivationGrid } from "../../time/mod.ts";
+import type { Matrix } from "./linear.ts";
 
 type Floats = Float32Array<ArrayBuffer>;
 
@@ -120,6 +126,14 @@ export function quantizeActivations(
   return out;
 }
 
+/** Weights that integer products read: those with one level of scales, and trellis codes. */
+export type IntegerWeights = OneLevelTensor | (TwoLevelTensor & { readonly codes: "trellis" });
+
+/** Whether the integer kernels read these weights. */
+export function takesIntegers(weights: Matrix): weights is IntegerWeights {
+  return "packed" in weights && (weights.scaleBits === undefined || weights.codes === "trellis");
+}
+
 /**
  * A linear layer of 8-bit activations and packed weights by integer products: the same bytes for every
  * instruction set and number of threads. Products are added up as whole numbers within a group (or 256
@@ -127,20 +141,20 @@ export function quantizeActivations(
  *
  * **Shapes** `activations: [tokens, cols]`, `weights: [rows, cols]`, `bias: f32[rows]` → `f32[tokens, rows]`
  *
- * @throws {TypeError} when an array does not fit the sizes, or the weights have two-level scales
+ * @throws {TypeError} when an array does not fit the sizes, or uniform codes have two-level scales
  * @throws {RangeError} when a zero point of the activations is not from 0 to 255
  */
 export function linearPackedInt8(
   kernels: Kernels,
-  { weights, bias }: { readonly weights: OneLevelTensor; readonly bias?: Float32Array | undefined },
+  { weights, bias }: { readonly weights: IntegerWeights; readonly bias?: Float32Array | undefined },
   activations: QuantizedActivations,
   out: Floats = new Float32Array(activations.tokens * weights.rows),
 ): Floats {
   const doing = "apply a linear layer to 8-bit activations";
   checkActivations(doing, activations);
-  checkOneLevel(doing, weights);
+  checkIntegerWeights(doing, weights);
   const { tokens, codes, scale: xScale, zeroPoint: xZero } = activations;
-  const { rows, cols, packed, scale, zeroPoint, bits, groupSize } = weights;
+  const { rows, cols, packed, bits, groupSize } = weights;
   if (activations.cols !== cols) {
     throw new TypeError(`Cannot ${doing}: activations must have ${cols} columns, got ${activations.cols}`);
   }
@@ -149,15 +163,20 @@ export function linearPackedInt8(
   if (bad !== undefined) {
     throw new RangeError(`Cannot ${doing}: activation zeroPoint must be from 0 to 255, got ${bad}`);
   }
-  const inputs = [codes, xScale, xZero, tokens, packed, scale, zeroPoint, bias] as const;
-  native.linearPackedInt8(kernels, doing, ...inputs, rows, cols, bits, groupSize, out);
+  const inputs = [codes, xScale, xZero, tokens, packed] as const,
+    sizes = [rows, cols, bits, groupSize] as const;
+  if (weights.scaleBits === undefined) {
+    native.linearPackedInt8(kernels, doing, ...inputs, weights.scale, weights.zeroPoint, bias, ...sizes, out);
+  } else {
+    native.linearTrellisInt8(kernels, doing, ...inputs, ...linesOf(weights), bias, ...sizes, out);
+  }
   return out;
 }
 
-/** @throws {TypeError} unless the weights are packed with one level of scales */
-function checkOneLevel(doing: string, weights: OneLevelTensor): void {
+/** @throws {TypeError} unless the integer kernels read these weights */
+function checkIntegerWeights(doing: string, weights: IntegerWeights): void {
   const fail = (reason: string) => new TypeError(`Cannot ${doing}: weights must ${reason}`);
   if (!("packed" in weights)) throw fail("be packed, got a full matrix");
   checkPackedTensor(doing, weights);
-  if (weights.scaleBits !== undefined) throw fail("have one level of scales, got two-level scales");
+  if (!takesIntegers(weights)) throw fail("have one level of scales, got two-level scales");
 }

@@ -2,24 +2,20 @@
 import { KernelError, WeightsError } from "../../errors.ts";
 import { E_NONFINITE } from "../../native/call.ts";
 import type { Kernels } from "../../native/mod.ts";
-import type { OneLevelTensor } from "../../quant/mod.ts";
 import { shown } from "../model_config.ts";
 import {
   type ActivationPrecision,
+  type IntegerWeights,
   linearPackedInt8,
   quantizeActivations,
   type QuantizeActivationsOptions,
   type QuantizedActivations,
+  takesIntegers,
 } from "./int8.ts";
-import { linear, type Matrix } from "./linear.ts";
+import { linear } from "./linear.ts";
 import type { LinearLayer } from "./tensors.ts";
 
 type Floats = Float32Array<ArrayBuffer>;
-
-/** Whether the integer kernels read these weights. */
-export function takesIntegers(weights: Matrix): weights is OneLevelTensor {
-  return "packed" in weights && weights.scaleBits === undefined;
-}
 
 /** The products of one model, whose layers take turns with the scratch. */
 export class IntegerProducts {
@@ -45,7 +41,7 @@ export class IntegerProducts {
   /** A layer by integer products. @throws {WeightsError} when its input is not finite */
   multiply(
     { name, bias }: LinearLayer,
-    weights: OneLevelTensor,
+    weights: IntegerWeights,
     x: Float32Array,
     count: number,
     out: Floats,

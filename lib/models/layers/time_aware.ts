@@ -17,7 +17,8 @@ import {
 import { groupCount, type OneLevelTensor } from "../../quant/mod.ts";
 import type { Kernels } from "../../native/mod.ts";
 import { modulate } from "./elementwise.ts";
-import { type IntegerProducts, takesIntegers } from "./integer_products.ts";
+import { type IntegerWeights, takesIntegers } from "./int8.ts";
+import type { IntegerProducts } from "./integer_products.ts";
 import { linear } from "./linear.ts";
 import type { LinearLayer } from "./tensors.ts";
 import type { Workspace } from "./workspace.ts";
@@ -32,7 +33,7 @@ interface Prepared {
   readonly isPerToken: boolean;
   readonly bits: SelectedParameters["bits"];
   /** The weights, where integer kernels multiply them. */
-  readonly integer: OneLevelTensor | undefined;
+  readonly integer: IntegerWeights | undefined;
   /** Name of the scratch for rounded activations: layers as wide share it. */
   readonly scratch: string;
   readonly gainLessOne: Floats | undefined;

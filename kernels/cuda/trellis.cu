@@ -1,0 +1,232 @@
+/* trellis.cu: matrices of trellis codes: dequantizing, and products with float32 and 8-bit activations. The levels'
+ * table lies in shared memory. */
+#include "context.h"
+
+#include "../arithmetic/trellis.h"
+
+#define AQ_WARP 32
+#define AQ_WARPS (AQ_BLOCK / AQ_WARP)
+#define AQ_TOKENS 8 /* of a warp */
+
+struct aq_trellis {
+  aq_layout layout;
+  const uint32_t *packed;
+  const uint16_t *scale, *offset;
+};
+
+static __device__ const int8_t trellis_levels[AQ_TRELLIS_WINDOWS] = {AQ_TRELLIS_LEVELS};
+
+/* The table in a block's shared memory; every thread calls. */
+AQ_DEVICE const int8_t *shared_levels(void) {
+  __shared__ int8_t levels[AQ_TRELLIS_WINDOWS];
+  for (size_t i = threadIdx.x; i < AQ_TRELLIS_WINDOWS; i += blockDim.x) levels[i] = trellis_levels[i];
+  __syncthreads();
+  return levels;
+}
+
+/* The windows of the 16 codes of a word: those of code i in bits 2i + 2 .. 2i + 9. */
+AQ_DEVICE uint64_t windows_of(const uint32_t *row, size_t word) {
+  const uint32_t before = word == 0 ? 0 : row[word - 1] >> 24;
+  return (uint64_t)row[word] << 8 | before;
+}
+
+AQ_DEVICE int32_t level_of(const int8_t *levels, uint64_t windows, int i) { return levels[windows >> (2 * i + 2) & 255]; }
+
+AQ_DEVICE size_t group_of(const aq_trellis &m, size_t row, size_t col) {
+  return row * m.layout.groups + aq_quotient(col, m.layout.group_size);
+}
+
+/* Dequantize ------------------------------------------------------------------------------------------- */
+
+template <int DTYPE>
+AQ_DEVICE void store_weight(float w, void *out, size_t at) {
+  if (DTYPE == AQ_F32)
+    ((float *)out)[at] = w;
+  else
+    ((uint16_t *)out)[at] = DTYPE == AQ_F16 ? aq_half_from_float(w) : aq_bfloat_from_float(w);
+}
+
+/* Threads side by side write weights side by side. */
+template <int DTYPE>
+static __global__ void dequantize(aq_trellis m, void *out) {
+  const int8_t *levels = shared_levels();
+  for (size_t at = aq_thread(); at < m.layout.rows * m.layout.cols; at += aq_all_threads()) {
+    const size_t row = aq_quotient(at, m.layout.cols), col = at - row * m.layout.cols, group = group_of(m, row, col);
+    const int32_t level = level_of(levels, windows_of(m.packed + row * m.layout.words, col / 16), (int)(col % 16));
+    store_weight<DTYPE>(
+        aq_trellis_weight(level, aq_float_from_half(m.scale[group]), aq_float_from_half(m.offset[group])), out, at);
+  }
+}
+
+/* Products --------------------------------------------------------------------------------------------- */
+
+/* A row and some tokens for every warp. */
+struct aq_warp_place {
+  size_t row, token, tokens, lane;
+};
+
+AQ_DEVICE bool next_place(const aq_layout &layout, size_t tokens, size_t unit, aq_warp_place *place) {
+  const size_t parts = (tokens + AQ_TOKENS - 1) / AQ_TOKENS;
+  if (unit >= layout.rows * parts) return false;
+  const size_t part = aq_quotient(unit, layout.rows);
+  *place = {unit - part * layout.rows, part * AQ_TOKENS, aq_smaller(AQ_TOKENS, tokens - part * AQ_TOKENS),
+            threadIdx.x % AQ_WARP};
+  return true;
+}
+
+#define AQ_FOR_PLACES(layout, tokens, place)                                                  \
+  aq_warp_place place;                                                                        \
+  for (size_t unit = aq_thread() / AQ_WARP; next_place(layout, tokens, unit, &place);         \
+       unit += aq_all_threads() / AQ_WARP)
+
+/* A lane has every 32nd word of a row; the lanes' sums are added in pairs, always the same ones. */
+static __global__ void multiply_floats(aq_trellis m, const float *x, size_t tokens, const float *bias, float *out) {
+  const int8_t *levels = shared_levels();
+  const size_t cols = m.layout.cols;
+  AQ_FOR_PLACES(m.layout, tokens, p) {
+    float sums[AQ_TOKENS] = {0};
+    for (size_t word = p.lane; word < m.layout.words; word += AQ_WARP) {
+      const size_t col = word * 16, n = aq_smaller(16, cols - col), group = group_of(m, p.row, col);
+      const uint64_t windows = windows_of(m.packed + p.row * m.layout.words, word);
+      const float scale = aq_float_from_half(m.scale[group]) * AQ_TRELLIS_UNIT;
+      const float offset = aq_float_from_half(m.offset[group]);
+#pragma unroll
+      for (int t = 0; t < AQ_TOKENS; t++) {
+        if ((size_t)t >= p.tokens) break;
+        const float *from = x + (p.token + (size_t)t) * cols + col;
+        float products = 0.0f, sum = 0.0f;
+        for (int i = 0; (size_t)i < n; i++) {
+          products = fmaf((float)level_of(levels, windows, i), from[i], products);
+          sum += from[i];
+        }
+        sums[t] = fmaf(scale, products, fmaf(offset, sum, sums[t]));
+      }
+    }
+    for (size_t t = 0; t < p.tokens; t++) {
+      float sum = sums[t];
+      for (int distance = AQ_WARP / 2; distance > 0; distance /= 2) sum += __shfl_xor_sync(~0u, sum, distance);
+      if (p.lane == 0) out[(p.token + t) * m.layout.rows + p.row] = bias ? sum + bias[p.row] : sum;
+    }
+  }
+}
+
+struct aq_token_codes {
+  const uint8_t *codes;
+  const float *scale;
+  const int32_t *zero;
+};
+
+/* Whole sums of a segment, x less its zero point times levels, and x less its zero point. */
+AQ_DEVICE void segment_sums(const aq_trellis &m, const int8_t *levels, size_t row, size_t begin, size_t end,
+                            const uint8_t *x, int32_t zero, int32_t *products, int32_t *sum) {
+  *products = *sum = 0;
+  for (size_t col = begin; col < end; col += 16) {
+    const uint64_t windows = windows_of(m.packed + row * m.layout.words, col / 16);
+    for (int i = 0; i < 16 && col + (size_t)i < end; i++) {
+      const int32_t value = x[col + (size_t)i] - zero;
+      *products += value * level_of(levels, windows, i);
+      *sum += value;
+    }
+  }
+}
+
+/* The bytes of the CPU's: a lane has every 32nd segment, and terms are added in the order of the columns. */
+static __global__ void multiply_bytes(aq_trellis m, aq_token_codes x, size_t tokens, const float *bias, float *out) {
+  const int8_t *levels = shared_levels();
+  const size_t cols = m.layout.cols, size = m.layout.groups == 1 ? AQ_SEGMENT : m.layout.group_size;
+  const size_t segments = (cols - 1) / size + 1;
+  AQ_FOR_PLACES(m.layout, tokens, p) {
+    for (size_t t = p.token; t < p.token + p.tokens; t++) {
+      float total = 0.0f;
+      for (size_t first = 0; first < segments; first += AQ_WARP) {
+        const size_t segment = first + p.lane, begin = segment * size;
+        float term = 0.0f;
+        if (segment < segments) {
+          int32_t products, sum;
+          const size_t group = group_of(m, p.row, begin);
+          segment_sums(m, levels, p.row, begin, aq_smaller(begin + size, cols), x.codes + t * cols, x.zero[t], &products,
+                       &sum);
+          const float weighted = aq_float_from_half(m.scale[group]) * AQ_TRELLIS_UNIT * (float)products;
+          const float shift = aq_float_from_half(m.offset[group]) * (float)sum;
+          term = weighted + shift;
+        }
+        for (size_t lane = 0; lane < AQ_WARP && first + lane < segments; lane++)
+          total = total + __shfl_sync(~0u, term, (int)lane);
+      }
+      const float y = x.scale[t] * total;
+      if (p.lane == 0) out[t * m.layout.rows + p.row] = bias ? y + bias[p.row] : y;
+    }
+  }
+}
+
+/* Calls ------------------------------------------------------------------------------------------------ */
+
+static int32_t trellis_of(aq_cuda_buffer packed, aq_cuda_buffer scale, aq_cuda_buffer offset, size_t rows, size_t cols,
+                          int32_t bits, size_t group_size, const aq_stream_state *on, aq_trellis *m) {
+  int32_t status = AQ_OK;
+  if (bits != AQ_TRELLIS_BITS) return AQ_E_ARGUMENT;
+  if (aq_group_columns(group_size, cols) == 0 || !aq_counts_allowed(rows, cols)) return AQ_E_SHAPE;
+  const aq_layout layout = aq_layout_of(rows, cols, bits, group_size);
+  *m = {layout, aq_cuda_view<uint32_t>(packed, rows * layout.words, on, &status),
+        aq_cuda_view<uint16_t>(scale, rows * layout.groups, on, &status),
+        aq_cuda_view<uint16_t>(offset, rows * layout.groups, on, &status)};
+  return status;
+}
+
+int32_t aq_cuda_dequantize_trellis(aq_cuda_buffer packed, aq_cuda_buffer scale, aq_cuda_buffer offset, size_t rows,
+                                   size_t cols, int32_t bits, size_t group_size, aq_cuda_buffer out, int32_t dtype,
+                                   aq_cuda_stream stream) {
+  if (rows == 0 || cols == 0) return AQ_OK;
+  int32_t status;
+  const aq_stream_state *on = aq_cuda_use(stream, &status);
+  if (!on) return status;
+  if (dtype != AQ_F32 && dtype != AQ_F16 && dtype != AQ_BF16) return AQ_E_ARGUMENT;
+  aq_trellis m;
+  status = trellis_of(packed, scale, offset, rows, cols, bits, group_size, on, &m);
+  void *to = aq_cuda_memory(out, rows * cols, aq_dtype_bytes(dtype), on, &status);
+  if (status != AQ_OK) return status;
+  const auto kernel = dtype == AQ_F32 ? dequantize<AQ_F32> : dtype == AQ_F16 ? dequantize<AQ_F16> : dequantize<AQ_BF16>;
+  aq_launch(on, kernel, aq_cuda_blocks(rows * cols, AQ_BLOCK), AQ_BLOCK, 0, m, to);
+  return aq_cuda_launched();
+}
+
+static unsigned product_blocks(size_t rows, size_t tokens) {
+  return aq_cuda_blocks(rows * ((tokens + AQ_TOKENS - 1) / AQ_TOKENS), AQ_WARPS);
+}
+
+int32_t aq_cuda_linear_trellis(aq_cuda_buffer x, size_t tokens, aq_cuda_buffer packed, aq_cuda_buffer scale,
+                               aq_cuda_buffer offset, aq_cuda_buffer bias, size_t rows, size_t cols, int32_t bits,
+                               size_t group_size, aq_cuda_buffer out, aq_cuda_stream stream) {
+  if (tokens == 0 || rows == 0 || cols == 0) return AQ_OK;
+  int32_t status;
+  const aq_stream_state *on = aq_cuda_use(stream, &status);
+  if (!on) return status;
+  aq_trellis m;
+  status = trellis_of(packed, scale, offset, rows, cols, bits, group_size, on, &m);
+  const float *from = aq_cuda_view<float>(x, tokens * cols, on, &status);
+  const float *add = bias ? aq_cuda_view<float>(bias, rows, on, &status) : 0;
+  float *to = aq_cuda_view<float>(out, tokens * rows, on, &status);
+  if (status != AQ_OK) return status;
+  aq_launch(on, multiply_floats, product_blocks(rows, tokens), AQ_BLOCK, 0, m, from, tokens, add, to);
+  return aq_cuda_launched();
+}
+
+int32_t aq_cuda_linear_trellis_int8(aq_cuda_buffer codes, aq_cuda_buffer x_scale, aq_cuda_buffer x_zero_point,
+                                    size_t tokens, aq_cuda_buffer packed, aq_cuda_buffer scale, aq_cuda_buffer offset,
+                                    aq_cuda_buffer bias, size_t rows, size_t cols, int32_t bits, size_t group_size,
+                                    aq_cuda_buffer out, aq_cuda_stream stream) {
+  if (tokens == 0 || rows == 0 || cols == 0) return AQ_OK;
+  int32_t status;
+  const aq_stream_state *on = aq_cuda_use(stream, &status);
+  if (!on) return status;
+  aq_trellis m;
+  status = trellis_of(packed, scale, offset, rows, cols, bits, group_size, on, &m);
+  const aq_token_codes x = {aq_cuda_view<uint8_t>(codes, tokens * cols, on, &status),
+                            aq_cuda_view<float>(x_scale, tokens, on, &status),
+                            aq_cuda_view<int32_t>(x_zero_point, tokens, on, &status)};
+  const float *add = bias ? aq_cuda_view<float>(bias, rows, on, &status) : 0;
+  float *to = aq_cuda_view<float>(out, tokens * rows, on, &status);
+  if (status != AQ_OK) return status;
+  aq_launch(on, multiply_bytes, product_blocks(rows, tokens), AQ_BLOCK, 0, m, x, tokens, add, to);
+  return aq_cuda_launched();
+}
