@@ -82,6 +82,11 @@ describe("statistics in parts", () => {
     expect(merge([...parts, parts[0]!])).toThrow("got twice: 2/3");
     const other = await save(`${place.fresh()}.safetensors`, { index: 1, count: 2 });
     expect(merge([...parts, other])).toThrow("of one division");
+    const seeded = { ...config, calibrationSeed: 9 }, path = `${place.fresh()}.safetensors`;
+    const saveCalibration = { path, shard: { index: 1, count: 3 } };
+    await saveCalibrationOf({ input: INPUT, config: seeded, kernels, saveCalibration });
+    const mixed = [parts[0]!, parts[1]!, path.replace(".safetensors", ".shard-1-of-3.safetensors")];
+    expect(merge(mixed)).toThrow(/missing: 1\/3; 1\/3 are of another pass: .*seed/);
   });
 
   test("cannot be of more parts than there are chunks of samples", async () => {

@@ -9,6 +9,9 @@ import type { CalibrationOptions, CalibrationPart } from "../draw.ts";
 import { type Calibrated, loadCalibration } from "../mod.ts";
 import type { OwnSampleOptions, OwnSampleSettings } from "../own_samples.ts";
 
+/** Most parts that a message lists. */
+const LISTED = 8;
+
 /** Name of a part's file, as `stats.shard-1-of-4.safetensors`. */
 export const shardPath = (path: string, shard: Shard): string =>
   `${path.replace(/\.safetensors$/, "")}.${shardFolder(shard)}.safetensors`;
@@ -74,15 +77,21 @@ export function runOf(run: CalibrationRun, shard: Shard | undefined): Calibratio
  */
 export function mergeStatistics(all: readonly CalibrationStatistics[]): CalibrationStatistics {
   const passes = Map.groupBy(all, ({ runs: [first] }) => first!.shard?.of ?? first!.identity);
+  // Of what is missing the pass is told that most parts are of.
+  for (const own of [...passes.values()].toSorted((a, b) => b.length - a.length)) {
+    if (own[0]!.runs[0]!.shard !== undefined) checkParts(own, all);
+  }
   const whole = [...passes.values()].flatMap((own) =>
     own[0]!.runs[0]!.shard === undefined ? own : [ofParts(own)]
   );
   return whole.slice(1).reduce((merged, other) => merged.merge(other), whole[0]!);
 }
 
-/** Statistics of a pass of which these are the parts. */
-function ofParts(parts: readonly CalibrationStatistics[]): CalibrationStatistics {
-  const shardOf = ({ runs: [run] }: CalibrationStatistics) => run!.shard!, { count, of } = shardOf(parts[0]!);
+const shardOf = ({ runs: [run] }: CalibrationStatistics) => run!.shard!;
+
+/** @param all those that were given, for messages @throws {CalibrationError} unless these are all parts of a pass */
+function checkParts(parts: readonly CalibrationStatistics[], all: readonly CalibrationStatistics[]): void {
+  const { count, of } = shardOf(parts[0]!);
   const fail = (reason: string) =>
     new CalibrationError(`Cannot merge calibration statistics: ${reason} (${parts[0]!.runs[0]!.source})`);
   const others = parts.find((part) => shardOf(part).count !== count);
@@ -94,12 +103,25 @@ function ofParts(parts: readonly CalibrationStatistics[]): CalibrationStatistics
   if (twice !== undefined) throw fail(`every part must be there once, got twice: ${twice[0]}/${count}`);
   const missing = Array.from({ length: count }, (_, i) => i + 1).filter((index) => !byIndex.has(index));
   if (missing.length > 0) {
+    const others = all.flatMap(({ runs: [run] }) => run!.shard ?? []).filter((shard) => shard.of !== of)
+      .map(shardText).slice(0, LISTED);
     throw fail(
       `all ${count} parts must be there, missing: ${
-        missing.slice(0, 8).map((i) => `${i}/${count}`).join(", ")
+        missing.slice(0, LISTED).map((index) => shardText({ index, count })).join(", ")
+      }${
+        others.length === 0
+          ? ""
+          : `; ${
+            others.join(", ")
+          } are of another pass: other weights, data, samples, seed, settings or instruction set`
       }`,
     );
   }
+}
+
+/** Statistics of a pass of which these are the parts. */
+function ofParts(parts: readonly CalibrationStatistics[]): CalibrationStatistics {
+  const { of } = shardOf(parts[0]!);
   const sorted = parts.toSorted((a, b) => shardOf(a).index - shardOf(b).index);
   const merged = sorted.slice(1).reduce((sum, part) => sum.merge(part), sorted[0]!);
   const { source, isSynthetic } = sorted[0]!.runs[0]!;
