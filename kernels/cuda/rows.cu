@@ -6,8 +6,9 @@
 #include "../arithmetic/refit.h"
 
 #define AQ_WARPS (AQ_BLOCK / 32)
-#define AQ_PART 32         /* columns whose errors are carried on one after the other */
-#define AQ_STEP_BLOCK 256  /* columns that all others take at once: a multiple of every group's */
+#define AQ_PART 32           /* columns whose errors are carried on one after the other */
+#define AQ_DESCENT_BLOCK 128 /* columns of a sweep, or a wider group's */
+#define AQ_STEP_BLOCK 256    /* columns that all others take at once: a multiple of every group's */
 #define AQ_ALL_LANES 0xffffffffu
 
 static unsigned warp_blocks(size_t rows) { return aq_cuda_blocks(rows, AQ_WARPS); }
@@ -227,7 +228,7 @@ struct refine_job {
   bool refits_groups, refits_row;
   const float *moment;
   float *gradient, *products;    /* [rows, cols]; products: errors, then the weights' products with the moment */
-  float *steps;                  /* [rows, AQ_STEP_BLOCK] */
+  float *steps, *changes;        /* [rows, AQ_STEP_BLOCK]: of all sweeps over a block, of the last one */
   float *ones;                   /* [cols]: sums of a row of the moment over the columns of its group */
   double *group_sums, *improved; /* [groups]: sums of those over the group; [rows]: objectives */
 };
@@ -370,10 +371,11 @@ AQ_DEVICE void refit_part(const refine_job &job, size_t col, size_t part, const 
 }
 
 /* A part of columns from `col` on: its refit, then its codes one after the other, each the best given all others.
- * steps [rows, AQ_STEP_BLOCK]: how far its values have moved. */
+ * changes [rows, AQ_STEP_BLOCK]: how far its values have moved; added to `steps` from the second sweep on. */
 template <int OWN>
 static __global__ void __launch_bounds__(AQ_BLOCK)
-    descend_part(refine_job job, size_t col, size_t part, const float *rows, size_t stride, float *steps) {
+    descend_part(refine_job job, size_t col, size_t part, const float *rows, size_t stride, float *changes,
+                 float *steps, bool adds) {
   const rows_job &all = job.own;
   const float code_max = (float)((1 << all.bits) - 1);
   const size_t lane = lane_of();
@@ -423,7 +425,10 @@ static __global__ void __launch_bounds__(AQ_BLOCK)
       if (k >= part) continue;
       job.gradient[row * all.cols + col + k] = own.gradient[q];
       all.codes[row * all.cols + col + k] = (uint8_t)own.code[q];
-      steps[row * AQ_STEP_BLOCK + k] = grids[q].scale * (own.code[q] - grids[q].zero_point) - before[q];
+      const size_t to = row * AQ_STEP_BLOCK + k;
+      const float change = grids[q].scale * (own.code[q] - grids[q].zero_point) - before[q];
+      changes[to] = change;
+      steps[to] = adds ? steps[to] + change : change;
     }
   }
 }
@@ -447,31 +452,33 @@ static void take_steps(const aq_stream_state *on, const refine_job &job, const f
 }
 
 static void launch_part(const aq_stream_state *on, const refine_job &job, size_t col, size_t part, const float *rows,
-                        size_t stride, float *steps) {
+                        size_t stride, size_t at, bool adds) {
   const auto kernel = part <= 32    ? descend_part<1>
                       : part <= 64  ? descend_part<2>
                       : part <= 128 ? descend_part<4>
                                     : descend_part<8>;
-  aq_launch(on, kernel, warp_blocks(job.own.rows), AQ_BLOCK, 0, job, col, part, rows, stride, steps);
+  aq_launch(on, kernel, warp_blocks(job.own.rows), AQ_BLOCK, 0, job, col, part, rows, stride, job.changes + at, job.steps + at,
+            adds);
 }
 
-static void descend(const aq_stream_state *on, const refine_job &job) {
+static void descend(const aq_stream_state *on, const refine_job &job, int32_t sweeps) {
   const size_t n = job.own.cols, most = job.refits_groups ? job.own.group_size : AQ_PART;
+  const size_t most_block = most > AQ_DESCENT_BLOCK ? most : AQ_DESCENT_BLOCK;
   const float *moment = job.moment;
   for (size_t begin = 0, size = 0; begin < n; begin += job.own.block, moment += size * size) {
     size = job.own.block < n - begin ? job.own.block : n - begin;
     float *gradient = job.gradient + begin;
     for (size_t at = 0, block = 0; at < size; at += block) {
-      block = AQ_STEP_BLOCK < size - at ? AQ_STEP_BLOCK : size - at;
-      for (size_t first = at, part = 0; first < at + block; first += part) {
-        part = most < at + block - first ? most : at + block - first;
-        const float *rows = moment + first * size;
-        float *steps = job.steps + (first - at);
-        const size_t end = first + part;
-        launch_part(on, job, begin + first, part, rows + first, size, steps);
-        take_steps(on, job, steps, part, rows + at, size, gradient + at, first - at);
-        take_steps(on, job, steps, part, rows + end, size, gradient + end, at + block - end);
-      }
+      block = most_block < size - at ? most_block : size - at;
+      for (int32_t sweep = 0; sweep < sweeps; sweep++)
+        for (size_t first = at, part = 0; first < at + block; first += part) {
+          part = most < at + block - first ? most : at + block - first;
+          const float *rows = moment + first * size, *changes = job.changes + (first - at);
+          const size_t end = first + part;
+          launch_part(on, job, begin + first, part, rows + first, size, first - at, sweep > 0);
+          take_steps(on, job, changes, part, rows + at, size, gradient + at, first - at);
+          take_steps(on, job, changes, part, rows + end, size, gradient + end, at + block - end);
+        }
       const float *rows = moment + at * size;
       const size_t end = at + block;
       take_steps(on, job, job.steps, block, rows, size, gradient, at);
@@ -523,6 +530,7 @@ static void cut_work(aq_cutter &work, refine_job &job) {
   job.gradient = work.take<float>(own.rows * own.cols);
   job.products = work.take<float>(own.rows * own.cols);
   job.steps = work.take<float>(own.rows * AQ_STEP_BLOCK);
+  job.changes = work.take<float>(own.rows * AQ_STEP_BLOCK);
   job.ones = work.take<float>(own.cols);
   job.group_sums = work.take<double>(own.groups);
   job.improved = work.take<double>(own.rows);
@@ -531,7 +539,8 @@ static void cut_work(aq_cutter &work, refine_job &job) {
   own.codes = work.take<uint8_t>(own.rows * own.cols);
 }
 
-static int32_t refine(const aq_stream_state *on, const refine_job &job, const rows_job &kept, int32_t rounds) {
+static int32_t refine(const aq_stream_state *on, const refine_job &job, const rows_job &kept, int32_t rounds,
+                      int32_t sweeps) {
   const rows_job &own = job.own;
   const size_t elements = own.rows * own.cols, grids = own.rows * own.groups * sizeof(float);
   cudaError_t error = cudaMemcpyAsync(own.codes, kept.codes, elements, cudaMemcpyDeviceToDevice, on->stream);
@@ -556,7 +565,7 @@ static int32_t refine(const aq_stream_state *on, const refine_job &job, const ro
   }
   for (int32_t round = 0; round < rounds; round++) {
     if (job.refits_row) aq_launch(on, refit_rows, warp_blocks(own.rows), AQ_BLOCK, 0, job);
-    descend(on, job);
+    descend(on, job, sweeps);
   }
   aq_launch(on, objective_rows, warp_blocks(own.rows), AQ_BLOCK, 0, job, job.improved);
   aq_launch(on, keep_better, warp_blocks(own.rows), AQ_BLOCK, 0, job, kept);
@@ -565,13 +574,13 @@ static int32_t refine(const aq_stream_state *on, const refine_job &job, const ro
 
 int32_t aq_cuda_refine_codes(aq_cuda_buffer weights, size_t rows, size_t cols, int32_t bits, size_t group_size,
                              int32_t zero_point_kind, size_t block, aq_cuda_buffer moment, int32_t refit, int32_t rounds,
-                             aq_cuda_buffer codes, aq_cuda_buffer scale, aq_cuda_buffer zero_point,
+                             int32_t sweeps, aq_cuda_buffer codes, aq_cuda_buffer scale, aq_cuda_buffer zero_point,
                              aq_cuda_buffer objective, aq_cuda_stream stream) {
   if (rows == 0 || cols == 0) return AQ_OK;
   int32_t status;
   aq_stream_state *on = aq_cuda_use(stream, &status);
   if (!on) return status;
-  if (!aq_zero_point_kind_allowed(zero_point_kind) || rounds < 0) return AQ_E_ARGUMENT;
+  if (!aq_zero_point_kind_allowed(zero_point_kind) || rounds < 0 || sweeps < 1) return AQ_E_ARGUMENT;
   rows_job kept;
   status = check_rows(on, weights, rows, cols, bits, group_size, block, scale, zero_point, codes, objective, &kept);
   if (status != AQ_OK) return status;
@@ -594,7 +603,7 @@ int32_t aq_cuda_refine_codes(aq_cuda_buffer weights, size_t rows, size_t cols, i
   job.refits_groups = refit && kept.groups > 1;
   job.refits_row = refit && kept.groups == 1;
   job.moment = own_moment;
-  return refine(on, job, kept, rounds);
+  return refine(on, job, kept, rounds, sweeps);
 }
 
 /* Grids -------------------------------------------------------------------------------------------------- */

@@ -416,11 +416,12 @@ AQ_API int32_t aq_quantize_feedback(const float *weights, size_t rows, size_t co
 
 /* `rounds` times, a group of columns after the other: its scale and zero point by least squares given all other
  * weights, to half floats (where `refit` is not 0), then coordinate descent over its codes. Steps that would not
- * lower a row's objective are not taken. The one group of a whole row is refitted before its codes descend. moment:
- * blocks as for aq_quantize_feedback. codes, scale and zero_point in and out; objective f64[rows] of what is left. */
+ * lower a row's objective are not taken. The one group of a whole row is refitted before its codes descend. `sweeps`:
+ * how often a round goes through a few groups before the next ones; it costs little beside a round. moment: blocks as
+ * for aq_quantize_feedback. codes, scale and zero_point in and out; objective f64[rows] of what is left. */
 AQ_API int32_t aq_refine_codes(const float *weights, size_t rows, size_t cols, int32_t bits, size_t group_size,
                                int32_t zero_point_kind, size_t block, const float *moment, int32_t refit,
-                               int32_t rounds, AQ_INOUT uint8_t *codes, AQ_INOUT float *scale,
+                               int32_t rounds, int32_t sweeps, AQ_INOUT uint8_t *codes, AQ_INOUT float *scale,
                                AQ_INOUT float *zero_point, double *objective, float *work, int32_t isa,
                                int32_t threads);
 

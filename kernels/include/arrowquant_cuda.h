@@ -140,7 +140,7 @@ AQ_API int32_t aq_cuda_quantize_feedback(aq_cuda_buffer weights, size_t rows, si
 /* Waits. */
 AQ_API int32_t aq_cuda_refine_codes(aq_cuda_buffer weights, size_t rows, size_t cols, int32_t bits, size_t group_size,
                                     int32_t zero_point_kind, size_t block, aq_cuda_buffer moment, int32_t refit,
-                                    int32_t rounds, aq_cuda_buffer codes, aq_cuda_buffer scale,
+                                    int32_t rounds, int32_t sweeps, aq_cuda_buffer codes, aq_cuda_buffer scale,
                                     aq_cuda_buffer zero_point, aq_cuda_buffer objective, aq_cuda_stream stream);
 
 /* Forward passes ------------------------------------------------------------------------------------------

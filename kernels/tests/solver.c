@@ -96,11 +96,11 @@ static outputs solve_all(const shape *s, const float *x, const float *y, const f
   double *first_objective = take(rows * 8);
   uint8_t *first_codes = take(rows * n);
   memcpy(first_codes, codes, rows * n);
-  CALL("objective", aq_refine_codes(w, rows, n, s->bits, s->group_size, s->kind, block, own, 0, 0, codes, scale, zero,
+  CALL("objective", aq_refine_codes(w, rows, n, s->bits, s->group_size, s->kind, block, own, 0, 0, 1, codes, scale, zero,
                                     first_objective, work, isa, threads));
   expect(memcmp(codes, first_codes, rows * n) == 0, "no rounds change codes", where);
-  CALL("refine", aq_refine_codes(w, rows, n, s->bits, s->group_size, s->kind, block, own, 1, 2, codes, scale, zero,
-                                 o.data[8], work, isa, threads));
+  CALL("refine", aq_refine_codes(w, rows, n, s->bits, s->group_size, s->kind, block, own, 1, 2,
+                                 1 + (int32_t)(rows % 3), codes, scale, zero, o.data[8], work, isa, threads));
   check_objectives(s, own, block, w, codes, scale, zero, o.data[8], where);
   for (size_t row = 0; row < rows; row++) {
     const double feedback = ((double *)o.data[11])[row], first = first_objective[row];
@@ -197,9 +197,9 @@ static void check_refusals(void) {
   REFUSED("an order across blocks", AQ_E_VALUE, FEEDBACK(one, unit, crossed, 1));
   REFUSED("no columns in a block", AQ_E_SHAPE, FEEDBACK(one, unit, order, 0));
   REFUSED("a scale of 0", AQ_E_VALUE, FEEDBACK(one, zero_scale, order, 2));
-  REFUSED("a wrong kind", AQ_E_ARGUMENT, aq_refine_codes(one, 2, 2, 2, 0, 3, 2, one, 1, 1, codes, unit, unit, objective,
+  REFUSED("a wrong kind", AQ_E_ARGUMENT, aq_refine_codes(one, 2, 2, 2, 0, 3, 2, one, 1, 1, 1, codes, unit, unit, objective,
                                                          work, AQ_ISA_BEST, 1));
-  REFUSED("no rows", AQ_OK, aq_refine_codes(0, 0, 2, 2, 0, 0, 2, 0, 1, 1, 0, 0, 0, 0, 0, AQ_ISA_BEST, 1));
+  REFUSED("no rows", AQ_OK, aq_refine_codes(0, 0, 2, 2, 0, 0, 2, 0, 1, 1, 1, 0, 0, 0, 0, 0, AQ_ISA_BEST, 1));
   REFUSED("a ratio above 1", AQ_E_VALUE, aq_clipped_grids(one, 2, 2, 2, 0, 0, 1.5f, work, work, 1));
 }
 

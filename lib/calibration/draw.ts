@@ -13,9 +13,13 @@ import type { OwnSamples } from "./own_samples.ts";
 const HELD_OUT = 8;
 /**
  * Held-out samples, as part of the others and at least: rare large errors decide their mean. The least is fewer where
- * samples are long: positions cost time, and of sequences are what is averaged.
+ * samples are long: positions cost time, and of sequences are what is averaged. Where a pass takes minutes half as many
+ * do: most such models are solved once, and nothing is chosen by them.
  */
-const HELD_OUT_SHARE = 0.5, MIN_HELD_OUT_SAMPLES = 256, MIN_HELD_OUT_POSITIONS = 4096;
+const HELD_OUT_SHARE = 0.5,
+  COSTLY_HELD_OUT_SHARE = 0.25,
+  MIN_HELD_OUT_SAMPLES = 256,
+  MIN_HELD_OUT_POSITIONS = 4096;
 /** Positions of one forward pass, roughly, unless memory asks for fewer. */
 export const BATCH_POSITIONS = 4096;
 
@@ -179,7 +183,8 @@ export interface HeldOutWish {
 /** Held-out samples beside so many samples of so many positions. */
 function heldOutSamples(samples: number, positions: number, { share = 0, isCostly }: HeldOutWish): number {
   const least = Math.min(MIN_HELD_OUT_SAMPLES, Math.ceil(MIN_HELD_OUT_POSITIONS / positions));
-  return Math.max(isCostly ? 1 : least, Math.ceil(samples * Math.max(share, HELD_OUT_SHARE)));
+  const usual = isCostly ? COSTLY_HELD_OUT_SHARE : HELD_OUT_SHARE;
+  return Math.max(isCostly ? 1 : least, Math.ceil(samples * Math.max(share, usual)));
 }
 
 /** Positions of a chunk at most, chunks that are wanted, and fewer of them where each would have few positions. */

@@ -252,8 +252,8 @@ export class CountedWork {
             const copied = COPIES * runs * timed.copying(pass.positions * (cols + this.#width));
             return sum + gathered + targets + factored + copied + FILE_SECONDS * rows.length +
               rows.reduce((own, n, i) =>
-                // Its target, its stream's loss, its error.
-                own + (corrects ? 3.5 : 1) * n * cols * block * timed.multiplyAdd(block) +
+                // Its target, its stream's loss.
+                own + (corrects ? 2.5 : 0) * n * cols * block * timed.multiplyAdd(block) +
                 timed.solving(n, cols, block, { form: forms[i]!, solver, settings }), 0);
           }, 0)),
       },

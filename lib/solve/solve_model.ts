@@ -8,7 +8,7 @@ import {
   correctedTarget,
   type FactoredMoment,
   factorMoments,
-  outputPower,
+  typicalPower,
 } from "../quant/solvers/factored_moment.ts";
 import type { WeightFormat } from "../quant/packed/layout.ts";
 import type { Solver } from "../config/names.ts";
@@ -401,7 +401,7 @@ class ModelSolver<Batch> {
     return {
       name,
       tensor,
-      relativeError: objective / outputPower(kernels, target, rows, moment),
+      relativeError: objective / typicalPower(kernels, target, rows, moment),
       gain: firstObjective / objective,
       moment: structure,
       damping: moment.damping,

@@ -28,7 +28,7 @@ typedef struct {
   size_t group_size, groups, block;
   int32_t zero_point_kind;
   int32_t refit; /* scales and zero points, too */
-  int32_t rounds;
+  int32_t rounds, sweeps;
   const float *moment;       /* symmetric */
   const float *ones;         /* [cols]: sums of a row of the moment over the columns of its group */
   const double *group_sums;  /* [groups]: sums of those over the group */
@@ -62,6 +62,11 @@ static inline int aq_refits_groups(const aq_refine_job *job) { return job->refit
 /* Columns of a part of descent. */
 static inline size_t aq_descent_part(const aq_refine_job *job) {
   return aq_refits_groups(job) ? job->group_size : AQ_PART;
+}
+
+/* Columns that descend, `sweeps` times, before the others take their steps. */
+static inline size_t aq_descent_block(const aq_refine_job *job) {
+  return aq_refits_groups(job) && job->group_size > AQ_DESCENT_BLOCK ? job->group_size : AQ_DESCENT_BLOCK;
 }
 
 #endif

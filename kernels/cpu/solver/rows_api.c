@@ -144,14 +144,15 @@ static int32_t group_sums(const float *moment, size_t cols, size_t group, size_t
 
 int32_t aq_refine_codes(const float *weights, size_t rows, size_t cols, int32_t bits, size_t group_size,
                         int32_t zero_point_kind, size_t block, const float *moment, int32_t refit, int32_t rounds,
-                        uint8_t *codes, float *scale, float *zero_point, double *objective, float *work, int32_t isa,
-                        int32_t threads) {
+                        int32_t sweeps, uint8_t *codes, float *scale, float *zero_point, double *objective,
+                        float *work, int32_t isa, int32_t threads) {
   if (rows == 0 || cols == 0) return AQ_OK;
   AQ_KERNELS(isa);
   size_t groups;
   int32_t status = check_rows(weights, rows, cols, bits, group_size, block, scale, zero_point, &groups);
   if (status != AQ_OK) return status;
-  if (!moment || !codes || !objective || !work || !aq_zero_point_kind_allowed(zero_point_kind) || rounds < 0)
+  if (!moment || !codes || !objective || !work || !aq_zero_point_kind_allowed(zero_point_kind) || rounds < 0 ||
+      sweeps < 1)
     return AQ_E_ARGUMENT;
   if (!all_finite(moment, block_elements(cols, block))) return AQ_E_VALUE;
   for (size_t i = 0; i < rows * cols; i++)
@@ -161,8 +162,8 @@ int32_t aq_refine_codes(const float *weights, size_t rows, size_t cols, int32_t 
   float *ones = work + 2 * groups;
   if (refit && rounds > 0) status = group_sums(moment, cols, group, block, sums, ones, threads);
   if (status != AQ_OK) return status;
-  const aq_refine_job job = {weights, rows, cols, bits, group, groups, block, zero_point_kind, refit, rounds, moment,
-                             ones, sums, scale, zero_point, codes, objective};
+  const aq_refine_job job = {weights, rows, cols, bits, group, groups, block, zero_point_kind, refit, rounds, sweeps,
+                             moment, ones, sums, scale, zero_point, codes, objective};
   panels_context context = {.kernels = kernels->rows, .refine = &job, .rows = rows, .cols = cols,
                             .floats = thread_floats(cols, groups), .work = work + shared_floats(cols, groups)};
   return panels_over_threads(&context, 1 + (double)rounds + (refit && groups == 1), block, threads);

@@ -121,31 +121,47 @@ static void refit_group(const aq_refine_job *job, state *s, size_t first, size_t
   for (size_t k = 0; k < size; k++) p[k] = aq_fma(-shift, job->ones[first + k], aq_fma(-step, products[k], p[k]));
 }
 
-static void descend(const aq_refine_job *job, state *s) {
-  const size_t n = job->cols, most = aq_descent_part(job);
+/* A part of a block: its refit and its codes. gradient, codes and steps are those of the block from `begin` on, whose
+ * rows of the moment begin at `moment`. */
+static void descend_part(const aq_refine_job *job, state *s, size_t begin, size_t first, size_t part, size_t block,
+                         const float *moment, size_t stride, float *change) {
   const float code_max = (float)((1 << job->bits) - 1);
+  const float *rows = moment + first * stride;
+  float *p = s->gradient + begin;
+  for (size_t k = 0; k < part; k++) change[k] = value_of(job, s, begin + first + k);
+  if (aq_refits_groups(job)) refit_group(job, s, begin + first, part, rows + first, stride);
+  for (size_t k = 0; k < part; k++) {
+    const size_t col = begin + first + k, g = col / job->group_size;
+    const aq_grid grid = {s->scale[g], s->zero_point[g]};
+    const float diagonal = rows[k * stride + first + k], old = value_of(job, s, col);
+    if (diagonal > 0) s->codes[col] = (float)aq_encode(old + p[first + k] / diagonal, grid, code_max);
+    const float value = value_of(job, s, col), step = value - old;
+    for (size_t j = first; j < first + part; j++) p[j] = aq_fma(-rows[k * stride + j], step, p[j]);
+    change[k] = value - change[k];
+  }
+  for (size_t k = 0; k < part; k++)
+    for (size_t j = 0; j < block; j++)
+      if (j < first || j >= first + part) p[j] = aq_fma(-change[k], rows[k * stride + j], p[j]);
+}
+
+static void descend(const aq_refine_job *job, state *s) {
+  const size_t n = job->cols, most = aq_descent_block(job), most_part = aq_descent_part(job);
   const float *moment = job->moment;
   for (size_t begin = 0, size = 0; begin < n; begin += job->block, moment += size * size) {
     size = aq_min_size(job->block, n - begin);
-    for (size_t first = 0, part = 0; first < size; first += part) {
-      part = aq_min_size(most, size - first);
-      const float *rows = moment + first * size;
-      float steps[AQ_DESCENT_MOST];
-      for (size_t k = 0; k < part; k++) steps[k] = value_of(job, s, begin + first + k);
-      if (aq_refits_groups(job)) refit_group(job, s, begin + first, part, rows + first, size);
-      for (size_t k = 0; k < part; k++) {
-        const size_t col = begin + first + k, g = col / job->group_size;
-        const aq_grid grid = {s->scale[g], s->zero_point[g]};
-        const float diagonal = rows[k * size + first + k], old = value_of(job, s, col);
-        if (diagonal > 0) s->codes[col] = (float)aq_encode(old + s->gradient[col] / diagonal, grid, code_max);
-        const float value = value_of(job, s, col), step = value - old;
-        for (size_t j = 0; j < part; j++)
-          s->gradient[begin + first + j] = aq_fma(-rows[k * size + first + j], step, s->gradient[begin + first + j]);
-        steps[k] = value - steps[k];
-      }
-      for (size_t k = 0; k < part; k++)
+    for (size_t at = 0, block = 0; at < size; at += block) {
+      block = aq_min_size(most, size - at);
+      const float *rows = moment + at * size;
+      float steps[AQ_DESCENT_MOST] = {0}, change[AQ_DESCENT_MOST];
+      for (int32_t sweep = 0; sweep < job->sweeps; sweep++)
+        for (size_t first = 0, part = 0; first < block; first += part) {
+          part = aq_min_size(most_part, block - first);
+          descend_part(job, s, begin + at, first, part, block, rows + at, size, change);
+          for (size_t k = 0; k < part; k++) steps[first + k] += change[k];
+        }
+      for (size_t k = 0; k < block; k++)
         for (size_t j = 0; j < size; j++)
-          if (j < first || j >= first + part)
+          if (j < at || j >= at + block)
             s->gradient[begin + j] = aq_fma(-steps[k], rows[k * size + j], s->gradient[begin + j]);
     }
   }

@@ -267,9 +267,10 @@ static void chunk_refit(const aq_refine_job *job, panel_state *s, size_t col, si
     }
 }
 
-/* A block of columns from `col` on, for a chunk of rows: refits, codes, and the gradient within the block. */
-static int chunk_descend(const aq_refine_job *job, panel_state *s, size_t row, size_t col, size_t block,
-                         const float *moment, size_t stride, float *p) {
+/* A sweep over a block of columns from `col` on, for a chunk of rows: refits, codes, and the gradient within the
+ * block. */
+static int chunk_descend(const aq_refine_job *job, panel_state *s, int32_t sweep, size_t row, size_t col,
+                         size_t block, const float *moment, size_t stride, float *p) {
   const size_t most = aq_descent_part(job);
   const vf code_max = v_splat((float)((1 << job->bits) - 1));
   int any = 0;
@@ -312,7 +313,8 @@ static int chunk_descend(const aq_refine_job *job, panel_state *s, size_t row, s
     for (size_t k = 0; k < part; k++)
       for (size_t v = 0; v < AQ_ROWS; v += AQ_W) {
         const vf step = v_load(change + k * AQ_ROWS + v);
-        v_store(s->steps + (first + k) * AQ_PANEL + row + v, step);
+        float *to = s->steps + (first + k) * AQ_PANEL + row + v;
+        v_store(to, sweep > 0 ? v_load(to) + step : step);
         moved |= step != v_splat(0.0f);
       }
     int moves = 0;
@@ -326,8 +328,7 @@ static int chunk_descend(const aq_refine_job *job, panel_state *s, size_t row, s
 }
 
 static void panel_descend(const aq_refine_job *job, panel_state *s) {
-  const size_t n = job->cols;
-  const size_t most = aq_refits_groups(job) && job->group_size > AQ_DESCENT_BLOCK ? job->group_size : AQ_DESCENT_BLOCK;
+  const size_t n = job->cols, most = aq_descent_block(job);
   float p[AQ_DESCENT_MOST * AQ_ROWS];
   const float *moment = job->moment;
   for (size_t begin = 0, size = 0; begin < n; begin += job->block, moment += size * size) {
@@ -340,7 +341,8 @@ static void panel_descend(const aq_refine_job *job, panel_state *s) {
         const size_t lanes = aq_min_size(AQ_ROWS, s->rows - row);
         float *gradient = s->gradient + row * n + begin + first;
         load_chunk(gradient, n, lanes, block, p);
-        any |= chunk_descend(job, s, row, begin + first, block, rows + first, size, p);
+        for (int32_t sweep = 0; sweep < job->sweeps; sweep++)
+          any |= chunk_descend(job, s, sweep, row, begin + first, block, rows + first, size, p);
         store_chunk(p, lanes, block, gradient, n);
       }
       if (!any) continue;

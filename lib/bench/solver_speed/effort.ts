@@ -30,6 +30,7 @@ const NONE: Steps = {
   starts: Infinity,
   refinesEach: false,
   rounds: 0,
+  sweeps: 1,
   refit: true,
   annealing: 0,
 };
@@ -39,12 +40,20 @@ const effort = (name: "low" | "medium" | "high") => stepsOf({ ...DEFAULT_SOLVER_
 const LADDER: readonly (readonly [steps: string, Steps])[] = [
   ["feedback, the range that clip finds", NONE],
   ["feedback, the best range on a sample", { ...NONE, ratios, starts: 1 }],
-  ["+ 1 round: effort low", effort("low")],
-  ["feedback, the best two ranges, 1 round", { ...effort("medium"), rounds: 1 }],
-  ["+ 2 rounds", { ...effort("medium"), rounds: 2 }],
-  ["+ 3 rounds: effort medium", effort("medium")],
-  ["+ 8 rounds", { ...effort("medium"), rounds: 8 }],
-  ["feedback, all five ranges, 3 rounds", { ...effort("medium"), starts: Infinity }],
+  ["+ 1 round of one sweep", { ...effort("low"), sweeps: 1 }],
+  ["+ 1 round of two sweeps: effort low", effort("low")],
+  ["+ 2 rounds of one sweep", { ...effort("medium"), sweeps: 1 }],
+  ["+ 2 rounds of two sweeps: effort medium", effort("medium")],
+  ["+ 2 rounds of three sweeps", { ...effort("medium"), sweeps: 3 }],
+  ["+ 3 rounds of two sweeps", { ...effort("medium"), rounds: 3 }],
+  ["+ 8 rounds of one sweep", { ...effort("medium"), rounds: 8, sweeps: 1 }],
+  ["feedback, the best two ranges, 3 rounds of one sweep", {
+    ...effort("medium"),
+    starts: 2,
+    rounds: 3,
+    sweeps: 1,
+  }],
+  ["feedback, all five ranges, 2 rounds of two sweeps", { ...effort("medium"), starts: Infinity }],
   ["each range refined, 4 rounds: effort high", effort("high")],
 ];
 

@@ -10,15 +10,17 @@ export interface Steps extends Pick<SolverSettings, "ratios" | "refit" | "anneal
   readonly refinesEach: boolean;
   /** Times that scales and zero points are refitted and codes descend. */
   readonly rounds: number;
+  /** Times that a few groups do so in a round, before the next ones: next to nothing beside a pass over the moment. */
+  readonly sweeps: number;
 }
 
 /** Rows on which ranges are compared. */
 export const SAMPLE_ROWS = 256;
 
-const STEPS: Readonly<Record<Effort, Pick<Steps, "starts" | "refinesEach" | "rounds">>> = {
-  low: { starts: 1, refinesEach: false, rounds: 1 },
-  medium: { starts: 2, refinesEach: false, rounds: 3 },
-  high: { starts: Infinity, refinesEach: true, rounds: 4 },
+const STEPS: Readonly<Record<Effort, Pick<Steps, "starts" | "refinesEach" | "rounds" | "sweeps">>> = {
+  low: { starts: 1, refinesEach: false, rounds: 1, sweeps: 2 },
+  medium: { starts: 1, refinesEach: false, rounds: 2, sweeps: 2 },
+  high: { starts: Infinity, refinesEach: true, rounds: 4, sweeps: 1 },
 };
 
 /** Multiply-adds of a pass over the moment for all rows up to which a layer gets all steps: a second of work. */
@@ -50,6 +52,7 @@ export const NO_STEPS: Steps = {
   starts: Infinity,
   refinesEach: false,
   rounds: 0,
+  sweeps: 1,
   refit: false,
   annealing: 0,
 };

@@ -344,6 +344,31 @@ export function columnsOf(
   return out;
 }
 
+/** Rows of a matrix at even distances. **Shapes** `matrix: f32[rows, cols]` → `f32[count, cols]` */
+export function sampleRows(matrix: Float32Array, cols: number, count: number): Float32Array<ArrayBuffer> {
+  const rows = matrix.length / cols, sample = new Float32Array(count * cols);
+  for (let i = 0; i < count; i++) {
+    const row = Math.floor((i + 0.5) * rows / count);
+    sample.set(matrix.subarray(row * cols, (row + 1) * cols), i * cols);
+  }
+  return sample;
+}
+
+/** Most rows of which {@linkcode typicalPower} takes all. */
+const POWER_ROWS = 1024;
+
+/** {@linkcode outputPower}, of many rows by some of them: a report needs no more, and all take a pass over the moment. */
+export function typicalPower(
+  kernels: Kernels,
+  w: Float32Array,
+  rows: number,
+  moment: FactoredMoment,
+): number {
+  if (rows <= POWER_ROWS) return outputPower(kernels, w, rows, moment);
+  const sample = sampleRows(w, moment.cols, POWER_ROWS);
+  return outputPower(kernels, sample, POWER_ROWS, moment) * rows / POWER_ROWS;
+}
+
 /**
  * Mean power of outputs, Σ over rows of w M wᵀ, damping and all.
  *

@@ -2,6 +2,7 @@
  * Where solvers start: codes by error feedback at several ranges of the groups. Its objective costs half a pass over
  * the moment, so that ranges are compared by it, on some rows first, and only what is best is refined.
  */
+import { sampleRows } from "./factored_moment.ts";
 import type { MomentProblem } from "./problem.ts";
 import { SAMPLE_ROWS, type Steps } from "./effort.ts";
 import {
@@ -25,16 +26,6 @@ export const rangeStarts = (ratios: readonly number[]): Start[] => [
   ...ratios.map((ratio): Start => (problem) => rangeScales(problem, ratio)),
 ];
 
-/** Rows of a layer at even distances. */
-function sampleOf(problem: MomentProblem, count: number): MomentProblem {
-  const { rows, cols, weights } = problem, sample = new Float32Array(count * cols);
-  for (let i = 0; i < count; i++) {
-    const row = Math.floor((i + 0.5) * rows / count);
-    sample.set(weights.subarray(row * cols, (row + 1) * cols), i * cols);
-  }
-  return { ...problem, weights: sample, rows: count, onShare: undefined };
-}
-
 /**
  * The starts that do best by error feedback on a sample of the rows, as many as asked for, in their order; all of them
  * for a layer that is no larger than the sample.
@@ -45,7 +36,12 @@ export function bestStarts<S extends GroupScales>(
   count: number,
 ): readonly Start<S>[] {
   if (all.length <= count || problem.rows <= SAMPLE_ROWS) return all;
-  const sample = sampleOf(problem, SAMPLE_ROWS);
+  const sample: MomentProblem = {
+    ...problem,
+    weights: sampleRows(problem.weights, problem.cols, SAMPLE_ROWS),
+    rows: SAMPLE_ROWS,
+    onShare: undefined,
+  };
   const objectives = all.map((start) => total(feedbackFrom(sample, start(sample)).objective));
   const least = [...objectives].sort((a, b) => a - b)[count - 1]!;
   return all.filter((_, i) => objectives[i]! <= least).slice(0, count);
@@ -66,9 +62,9 @@ export interface FromStarts<S extends GroupScales> {
 export function fromStarts<S extends GroupScales>(
   problem: MomentProblem,
   starts: readonly Start<S>[],
-  { rounds, refit, refinesEach }: Pick<Steps, "rounds" | "refit" | "refinesEach">,
+  { refinesEach, ...refinement }: Pick<Steps, "rounds" | "sweeps" | "refit" | "refinesEach">,
 ): FromStarts<S> {
-  const taken = new Uint8Array(problem.rows), scales: S[] = [], isRefined = rounds > 0;
+  const taken = new Uint8Array(problem.rows), scales: S[] = [], isRefined = refinement.rounds > 0;
   const feedbackShare = !isRefined ? 1 : refinesEach ? 0.2 : 0.4;
   const count = starts.length;
   const part = (from: number, to: number): MomentProblem => ({
@@ -84,7 +80,7 @@ export function fromStarts<S extends GroupScales>(
     const from = refinesEach || !isRefined ? i / count : i / count * feedbackShare;
     const candidate = feedbackFrom(part(from, middle), copy);
     if (i === 0) firstObjective = total(candidate.objective);
-    if (isRefined && refinesEach) refine(part(middle, (i + 1) / count), candidate, { rounds, refit });
+    if (isRefined && refinesEach) refine(part(middle, (i + 1) / count), candidate, refinement);
     if (best === undefined) {
       best = candidate;
       continue;
@@ -94,6 +90,6 @@ export function fromStarts<S extends GroupScales>(
     }
     keepBetterRows(best, candidate);
   }
-  if (isRefined && !refinesEach) refine(part(feedbackShare, 1), best!, { rounds, refit });
+  if (isRefined && !refinesEach) refine(part(feedbackShare, 1), best!, refinement);
   return { best: best!, scales, taken, firstObjective };
 }

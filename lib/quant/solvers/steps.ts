@@ -27,7 +27,7 @@ export interface Candidate {
 export type GroupScales = Pick<Candidate, "scale" | "zeroPoint">;
 
 /** Refinement of codes; 0 rounds only measure. */
-export type Refinement = Pick<Steps, "rounds" | "refit">;
+export type Refinement = Pick<Steps, "rounds" | "sweeps" | "refit">;
 
 const EXPLAINED: Doing = {
   doing: "solve a layer",
@@ -122,7 +122,11 @@ export function inParts(
 }
 
 /** As many rounds of refits and descent as asked for, in place. */
-export function refine(problem: MomentProblem, candidate: Candidate, { rounds, refit }: Refinement): void {
+export function refine(
+  problem: MomentProblem,
+  candidate: Candidate,
+  { rounds, sweeps, refit }: Refinement,
+): void {
   const { kernels, rows, cols, bits, groupSize, moment: { block, moment } } = problem;
   const { codes, scale, zeroPoint, objective } = candidate, groups = scale.length / rows;
   const work = workspace(kernels, cols, groupSize), kind = ZERO_POINT_NUMBERS[problem.zeroPoint];
@@ -146,6 +150,7 @@ export function refine(problem: MomentProblem, candidate: Candidate, { rounds, r
       ...layer,
       refit ? 1 : 0,
       rounds,
+      sweeps,
       part(codes, cols),
       ...grids,
       part(objective, 1),
@@ -188,7 +193,7 @@ export function keepBetterRows(best: Candidate, other: Candidate): void {
 /** Codes on given scales, with their objectives. */
 export function measured(problem: MomentProblem, codes: Candidate["codes"], scales: GroupScales): Candidate {
   const found = { codes, ...scales, objective: new Float64Array(problem.rows) };
-  refine({ ...problem, onShare: undefined }, found, { rounds: 0, refit: false });
+  refine({ ...problem, onShare: undefined }, found, { rounds: 0, sweeps: 1, refit: false });
   return found;
 }
 

@@ -53,14 +53,15 @@ function twoLevelStart(problem: MomentProblem, { scale, zeroPoint }: GroupScales
  * start from the plain solution with its refitted scales; then descent on what that left.
  */
 export function solveTwoLevel(problem: MomentProblem, steps: Steps): Solution {
-  const { kernels, rows, cols, bits, groupSize } = problem, { ratios, rounds, refit, annealing } = steps;
+  const { kernels, rows, cols, bits, groupSize } = problem,
+    { ratios, rounds, sweeps, refit, annealing } = steps;
   const searched = clipped(problem);
   const share = (from: number, to: number) => (part: number) => problem.onShare?.(from + part * (to - from));
   const isSixBits = problem.scaleBits === 8 && bits === 8;
   const plainShare = rounds > 0 && refit && !isSixBits ? 0.4 : 0;
   const onLevels: MomentProblem = { ...problem, zeroPoint: "real", onShare: share(plainShare, 1) };
   const fit = (scales: GroupScales) => twoLevelStart(problem, scales);
-  if (isSixBits) return solveSixBits(onLevels, searched as TwoLevelTensor, rounds);
+  if (isSixBits) return solveSixBits(onLevels, searched as TwoLevelTensor, steps);
   const starts: TwoLevelStart[] = [{
     ...scalesOf(searched),
     levels: searched as typeof searched & TwoLevelScales,
@@ -70,7 +71,7 @@ export function solveTwoLevel(problem: MomentProblem, steps: Steps): Solution {
     const plain = { ...problem, scaleBits: undefined, onShare: share(0, plainShare) };
     starts.push(fit(solvePlain(plain, { ...steps, annealing: 0 }).candidate));
   }
-  const fixed = { rounds, refit: false, refinesEach: steps.refinesEach };
+  const fixed = { rounds, sweeps, refit: false, refinesEach: steps.refinesEach };
   const found = fromStarts(onLevels, starts.map((start) => () => start), fixed);
   const { best, scales, taken, firstObjective } = found;
   const levels = mapLevels(starts[0]!.levels, (array) => array.slice() as typeof array);
@@ -87,12 +88,12 @@ export function solveTwoLevel(problem: MomentProblem, steps: Steps): Solution {
  * Q6_K's grid, whose codes end at 63 where the kernels' end at 255: feedback and descent on the levels of the search,
  * what goes beyond cut off, and each row the better of that and of the search itself.
  */
-function solveSixBits(problem: MomentProblem, searched: TwoLevelTensor, rounds: number): Solution {
+function solveSixBits(problem: MomentProblem, searched: TwoLevelTensor, { rounds, sweeps }: Steps): Solution {
   const { kernels, rows, cols, bits } = problem, scales = scalesOf(searched);
   const best = measured(problem, unpackCodes(kernels, searched.packed, rows, cols, bits), scales);
   const firstObjective = total(best.objective);
   const solved = feedbackFrom(problem, scales);
-  if (rounds > 0) refine(problem, solved, { rounds, refit: false });
+  if (rounds > 0) refine(problem, solved, { rounds, sweeps, refit: false });
   keepBetterRows(best, measured(problem, solved.codes.map((code) => Math.min(code, 63)), scales));
   const packed = packCodes(kernels, best.codes, rows, cols, bits);
   return { tensor: { ...searched, packed }, objective: total(best.objective), firstObjective };

@@ -256,7 +256,7 @@ describe("moments of blocks", () => {
       );
       const scales = { scale: new Float32Array(ROWS).fill(0.4), zeroPoint: new Float32Array(ROWS).fill(8) };
       const found = { codes, ...scales, objective: new Float64Array(ROWS) };
-      refine(problem, found, { rounds: 30, refit: true });
+      refine(problem, found, { rounds: 30, sweeps: 1, refit: true });
       /** Objective of a row with a scale and a zero point. */
       const at = (row: number, scale: number, zero: number) => {
         const from = row * COLS, own = codes.subarray(from, from + COLS);

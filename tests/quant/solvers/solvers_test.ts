@@ -389,6 +389,7 @@ describe("solvers", () => {
       moment.moment,
       1,
       40,
+      1,
       codes,
       scale,
       zero,
