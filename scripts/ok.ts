@@ -258,6 +258,7 @@ function sourceSteps(): Step[] {
     },
     { name: "embedded WebAssembly is of these sources", commands: build("--check-wasm") },
     { name: "signatures are of these headers", commands: build("--check-signatures") },
+    // The longest first, so that both workers have work to the end.
     { name: "tests in Bun", commands: [bunTests(false)] },
     { name: "tests of whole models in Bun", commands: [bunTests(true)] },
     { name: "tests in Deno", commands: [[...denoTest, `--ignore=${BUN_ALONE.join()}`, "tests/"]] },
@@ -293,13 +294,13 @@ async function nativeSteps(work: string): Promise<Step[]> {
   const wasm = [[bun, "run", "scripts/build.ts", "--wasm", "--output", at("wasm_binary.ts")]];
   return [
     step("native library", [buildLibrary()], "cc"),
-    step("kernels against the oracle", libraryChecks(cc, at("library.so")), "cc"),
     step("kernels under address and undefined-behaviour sanitizers", sanitized, "cc"),
-    step("kernels built by clang", kernelChecks("clang", process.arch, at("clang"), ["3", "quick"]), "clang"),
     step("NEON kernels under emulation", neon, cross, emulator),
-    step("WebAssembly builds", wasm, "clang", "wasm-ld"),
     // Fetched, installed and imported as users do; what cannot be tried here it says.
     step("release", [[bun, "run", "scripts/release.ts", at("release")]], "cc"),
+    step("kernels built by clang", kernelChecks("clang", process.arch, at("clang"), ["3", "quick"]), "clang"),
+    step("kernels against the oracle", libraryChecks(cc, at("library.so")), "cc"),
+    step("WebAssembly builds", wasm, "clang", "wasm-ld"),
     step("CUDA kernels on the host", cudaHostChecks(work, sanitize), "cc", "c++"),
     step("CUDA", cudaChecks(work), "cc", "nvcc"),
   ];

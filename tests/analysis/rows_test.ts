@@ -90,6 +90,8 @@ describe("tables of the suites", () => {
       inCacheRows: 1,
       fromMemoryRows: 2,
       threadedRows: 2,
+      productSide: 48,
+      vectorRows: 32,
       poolRows: 2,
       inCache: short,
       fromMemory: short,

@@ -117,6 +117,34 @@ function attention(
   return out;
 }
 
+/** Cases of attention, and central differences by each of its inputs. */
+function makeAttentions() {
+  return ([
+    [{ batch: 2, tokens: 5, heads: 4, kvHeads: 2, headSize: 6 }, true],
+    [{ batch: 1, tokens: 70, heads: 2, kvHeads: 1, headSize: 3 }, false],
+    [{ batch: 1, tokens: 3, heads: 1, kvHeads: 1, headSize: 67 }, false],
+  ] as const).map(([shape, masked]) => {
+    const { batch, tokens, heads, kvHeads, headSize } = shape;
+    const queries = batch * tokens * heads * headSize, keys = batch * tokens * kvHeads * headSize;
+    const q = gaussians(7, queries), k = gaussians(8, keys), v = gaussians(9, keys), dy = gaussians(10, queries);
+    const random = randomStream(11);
+    const keyMask = masked
+      ? Uint8Array.from({ length: batch * tokens }, () => random() < 0.7 ? 1 : 0)
+      : undefined;
+    const out = Float32Array.from(attention(q, k, v, shape, keyMask));
+    const wanted = {
+      dq: differences(q, (q) => dot(attention(q, k, v, shape, keyMask), dy)),
+      dk: differences(k, (k) => dot(attention(q, k, v, shape, keyMask), dy)),
+      dv: differences(v, (v) => dot(attention(q, k, v, shape, keyMask), dy)),
+    };
+    return { shape, inputs: { q, k, v, keyMask, out }, dy, wanted };
+  });
+}
+
+let attentionsMade: ReturnType<typeof makeAttentions> | undefined;
+/** Those, made once: they do not depend on kernels. */
+const attentions = () => attentionsMade ??= makeAttentions();
+
 for (const { name, kernels: each_ } of everywhere) {
   describe(`${name}: gradients against central differences in float64`, () => {
     const two = withThreads(each_, 2);
@@ -167,33 +195,14 @@ for (const { name, kernels: each_ } of everywhere) {
     });
 
     test("attention: grouped heads, masks, more tokens than a block of either kind", () => {
-      for (
-        const [shape, masked] of [
-          [{ batch: 2, tokens: 5, heads: 4, kvHeads: 2, headSize: 6 }, true],
-          [{ batch: 1, tokens: 70, heads: 2, kvHeads: 1, headSize: 3 }, false],
-          [{ batch: 1, tokens: 3, heads: 1, kvHeads: 1, headSize: 67 }, false],
-        ] as const
-      ) {
-        const { batch, tokens, heads, kvHeads, headSize } = shape;
-        const queries = batch * tokens * heads * headSize, keys = batch * tokens * kvHeads * headSize;
-        const q = gaussians(7, queries),
-          k = gaussians(8, keys),
-          v = gaussians(9, keys),
-          dy = gaussians(10, queries);
-        const random = randomStream(11);
-        const mask = masked
-          ? Uint8Array.from({ length: batch * tokens }, () => random() < 0.7 ? 1 : 0)
-          : undefined;
-        const out = Float32Array.from(attention(q, k, v, shape, mask));
+      for (const { shape, inputs, dy, wanted } of attentions()) {
         const gradients = {
-          dq: new Float32Array(queries),
-          dk: new Float32Array(keys),
-          dv: new Float32Array(keys),
+          dq: new Float32Array(inputs.q.length),
+          dk: new Float32Array(inputs.k.length),
+          dv: new Float32Array(inputs.v.length),
         };
-        attentionBackward(two, { q, k, v, keyMask: mask, out }, dy, shape, gradients);
-        expectGradient(gradients.dq, differences(q, (q) => dot(attention(q, k, v, shape, mask), dy)));
-        expectGradient(gradients.dk, differences(k, (k) => dot(attention(q, k, v, shape, mask), dy)));
-        expectGradient(gradients.dv, differences(v, (v) => dot(attention(q, k, v, shape, mask), dy)));
+        attentionBackward(two, inputs, dy, shape, gradients);
+        for (const name of ["dq", "dk", "dv"] as const) expectGradient(gradients[name], wanted[name]);
       }
     });
 

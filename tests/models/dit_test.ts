@@ -70,8 +70,8 @@ describe("golden outputs of glyph-dit", () => {
       }
     });
 
-    // The plain C of WebAssembly would take half a minute for ten steps.
-    const count = name.endsWith("scalar") ? 1 : 8;
+    if (name.endsWith("scalar")) continue; // slow: the oracle's ε, above, is what its images would be made of
+    const count = 8;
     test(`${name}: DDIM images to 1e-3`, () => {
       const drawn = generateImages(
         loadDit(GLYPHS, each),

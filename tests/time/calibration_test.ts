@@ -1,5 +1,5 @@
 import { afterAll, describe, expect, test } from "bun:test";
-import { existsSync, readFileSync, writeFileSync } from "node:fs";
+import { cpSync, existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { resolveConfig } from "../../lib/config/mod.ts";
 import { CalibrationError, FormatError, InterruptedError, OutputError } from "../../lib/errors.ts";
@@ -20,6 +20,7 @@ import {
   writeCalibrationStatistics,
 } from "../../lib/time/mod.ts";
 import { contents, MODELS, rejection, run as runScript, workplace } from "../_checkpoints.ts";
+import { ditCheckpoint, store } from "../_models.ts";
 import { gaussians, randomStream } from "../_kernels.ts";
 import { fileBytes, thrown } from "../tensor/_files.ts";
 
@@ -469,10 +470,12 @@ describe("saved statistics in the pipeline", () => {
   test(
     "solving from the file gives the same bytes as calibration_mode: once on the data, and says what it cannot do",
     async () => {
+      const images = store(place.fresh("dit"), ditCheckpoint());
+      cpSync(join(DIT, "scheduler_config.json"), join(images, "scheduler_config.json"));
       for (
         const [input, data, solver] of [
           [DREAM, DATA, "best"],
-          [DIT, join(DIT, "calibration_images.safetensors"), "feedback"],
+          [images, "synthetic", "feedback"],
         ] as const
       ) {
         const file = input === DREAM ? saved : `${place.fresh("images")}.safetensors`;
