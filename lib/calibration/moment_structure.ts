@@ -10,8 +10,11 @@ import type { WeightFormat } from "../quant/packed/layout.ts";
 
 /** Widest moment that is kept whole by default: products with a wider one take hours for a model of 7 B weights. */
 export const MAX_FULL_COLUMNS = 8192;
-/** Matrices of a whole moment at once: itself, its factor, the sums of what its inputs lost, and scratch. */
-const FULL_MATRICES = 4;
+/**
+ * Matrices of a whole moment at once, in float32: it and the sums of what its inputs lost, each in double and with a chunk
+ * while they are gathered.
+ */
+const FULL_MATRICES = 6;
 /** Most of the memory that those may take. */
 const FULL_SHARE = 0.5;
 

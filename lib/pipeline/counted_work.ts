@@ -40,6 +40,8 @@ const BUDGET_GRIDS = 24;
 const PROBE_PARTS = 2;
 /** Logits in memory at once, of two models and a copy. */
 const LOGITS_BYTES = 3 * 4 * 2 ** 25;
+/** Bytes of a sum while it is gathered: in double, and of a chunk or rounded. */
+const SUM_BYTES = 12;
 /** Bytes of a weight of the layer that is solved, in its forms: as float32, as target and in steps to it, as codes. */
 const LAYER_BYTES = 20;
 /** Passes of two models over held-out data that a phase along the time axis takes, and over the others. */
@@ -224,10 +226,12 @@ export class CountedWork {
     const kept = most(layers.map(({ cols }) => cols)) + (mixture === undefined ? 0 : 2 * this.#width);
     const states = runs * (pass.statesBytes + 4 * pass.positions * kept);
     const solveBytes = most(
-      layers.map(({ cols, rows, block }) =>
+      layers.flatMap(({ cols, rows, block }) => [
+        // Gathered; a layer that is alone in its stage adds to the stream.
+        SUM_BYTES * cols * (block * (corrects ? 2 : 1) + (corrects && rows.length === 1 ? rows[0]! : 0)),
         4 * cols * block * (corrects ? 3 : 2) + most(rows) * cols * LAYER_BYTES +
-        (corrects ? 4 * cols * rows.reduce((a, b) => a + b, 0) : 0)
-      ),
+        (corrects ? 4 * cols * rows.reduce((a, b) => a + b, 0) : 0),
+      ]),
     );
     // Beside the inputs of a part, what they lost.
     const lost = corrects ? pass.bytes / 2 : 0;
@@ -296,7 +300,7 @@ export class CountedWork {
     });
     const gathered = statistics !== undefined
       ? []
-      : runs.map(({ inputs }) => statisticsBytes(inputs.values(), 1, "total"));
+      : runs.map(({ inputs }) => statisticsBytes(inputs.values(), 1, "total", 8));
     const count = layers.reduce((sum, { rows }) => sum + rows.length, 0);
     return {
       name: "sensitivities",

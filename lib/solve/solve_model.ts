@@ -506,7 +506,11 @@ class ModelSolver<Batch> {
     const isShared = full !== undefined && cross === undefined;
     if (team !== undefined && !isWanted && !isShared) return void team.publish(name, "inputs", own);
     const { counts: [inputs, total], sums: all } = await team?.all(name, "inputs", own) ?? own;
-    const mean = (values: Float64Array) => new Float32Array(values).map((value) => value / total!);
+    const mean = (values: Float64Array) => {
+      const means = new Float32Array(values);
+      for (let i = 0; i < means.length; i++) means[i]! /= total!;
+      return means;
+    };
     const behind = cross === undefined ? 1 : 2;
     return {
       moments: { cols, block: width, tokens: inputs!, weight: total!, second: new Float32Array(all[0]!) },

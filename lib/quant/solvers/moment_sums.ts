@@ -148,6 +148,7 @@ export class MomentSums {
   /** All sums in double, the open chunk's included: it ends here. Aliases {@linkcode totals}. */
   exact(): Float64Array<ArrayBuffer> {
     this.endChunk();
+    this.spare.delete(this.totals.length);
     const { totals, shape: { cols, block = cols, isSymmetric } } = this;
     if (!isSymmetric) return totals;
     for (const { cols: own, at } of momentBlocks(cols, block)) {
