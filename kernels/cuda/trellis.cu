@@ -134,7 +134,7 @@ AQ_DEVICE void segment_sums(const aq_trellis &m, const int8_t *levels, size_t ro
 static __global__ void multiply_bytes(aq_trellis m, aq_token_codes x, size_t tokens, const float *bias, float *out) {
   const int8_t *levels = shared_levels();
   const size_t cols = m.layout.cols, size = m.layout.groups == 1 ? AQ_SEGMENT : m.layout.group_size;
-  const size_t segments = (cols - 1) / size + 1;
+  const size_t segments = cols ? (cols - 1) / size + 1 : 0;
   AQ_FOR_PLACES(m.layout, tokens, p) {
     for (size_t t = p.token; t < p.token + p.tokens; t++) {
       float total = 0.0f;
@@ -165,6 +165,7 @@ static int32_t trellis_of(aq_cuda_buffer packed, aq_cuda_buffer scale, aq_cuda_b
                           int32_t bits, size_t group_size, const aq_stream_state *on, aq_trellis *m) {
   int32_t status = AQ_OK;
   if (bits != AQ_TRELLIS_BITS) return AQ_E_ARGUMENT;
+  if (cols == 0) return *m = {{rows, 0, bits, 1, 1, 0, 0}, 0, 0, 0}, AQ_OK; /* the bias alone */
   if (aq_group_columns(group_size, cols) == 0 || !aq_counts_allowed(rows, cols)) return AQ_E_SHAPE;
   const aq_layout layout = aq_layout_of(rows, cols, bits, group_size);
   *m = {layout, aq_cuda_view<uint32_t>(packed, rows * layout.words, on, &status),
@@ -197,13 +198,13 @@ static unsigned product_blocks(size_t rows, size_t tokens) {
 int32_t aq_cuda_linear_trellis(aq_cuda_buffer x, size_t tokens, aq_cuda_buffer packed, aq_cuda_buffer scale,
                                aq_cuda_buffer offset, aq_cuda_buffer bias, size_t rows, size_t cols, int32_t bits,
                                size_t group_size, aq_cuda_buffer out, aq_cuda_stream stream) {
-  if (tokens == 0 || rows == 0 || cols == 0) return AQ_OK;
+  if (tokens == 0 || rows == 0) return AQ_OK;
   int32_t status;
   const aq_stream_state *on = aq_cuda_use(stream, &status);
   if (!on) return status;
   aq_trellis m;
   status = trellis_of(packed, scale, offset, rows, cols, bits, group_size, on, &m);
-  const float *from = aq_cuda_view<float>(x, tokens * cols, on, &status);
+  const float *from = cols ? aq_cuda_view<float>(x, tokens * cols, on, &status) : 0;
   const float *add = bias ? aq_cuda_view<float>(bias, rows, on, &status) : 0;
   float *to = aq_cuda_view<float>(out, tokens * rows, on, &status);
   if (status != AQ_OK) return status;
@@ -215,13 +216,13 @@ int32_t aq_cuda_linear_trellis_int8(aq_cuda_buffer codes, aq_cuda_buffer x_scale
                                     size_t tokens, aq_cuda_buffer packed, aq_cuda_buffer scale, aq_cuda_buffer offset,
                                     aq_cuda_buffer bias, size_t rows, size_t cols, int32_t bits, size_t group_size,
                                     aq_cuda_buffer out, aq_cuda_stream stream) {
-  if (tokens == 0 || rows == 0 || cols == 0) return AQ_OK;
+  if (tokens == 0 || rows == 0) return AQ_OK;
   int32_t status;
   const aq_stream_state *on = aq_cuda_use(stream, &status);
   if (!on) return status;
   aq_trellis m;
   status = trellis_of(packed, scale, offset, rows, cols, bits, group_size, on, &m);
-  const aq_token_codes x = {aq_cuda_view<uint8_t>(codes, tokens * cols, on, &status),
+  const aq_token_codes x = {cols ? aq_cuda_view<uint8_t>(codes, tokens * cols, on, &status) : 0,
                             aq_cuda_view<float>(x_scale, tokens, on, &status),
                             aq_cuda_view<int32_t>(x_zero_point, tokens, on, &status)};
   const float *add = bias ? aq_cuda_view<float>(bias, rows, on, &status) : 0;

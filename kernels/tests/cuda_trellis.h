@@ -73,5 +73,12 @@ static void run_trellis_shapes(void) {
   expect_status("dequantize_trellis", "3 bits", dequantized(3, 0, AQ_F32), AQ_E_ARGUMENT);
   expect_status("dequantize_trellis", "group", dequantized(2, 7, AQ_F32), AQ_E_SHAPE);
   expect_status("dequantize_trellis", "to float64", dequantized(2, 0, AQ_F64), AQ_E_ARGUMENT);
+  const std::vector<float> bias = {2.5f};
+  const device_bytes own_bias = on_device(bias);
+  output out(4);
+  *out.of<float>() = 2.5f;
+  expect_status("linear_trellis", "no columns",
+                aq_cuda_linear_trellis(0, 1, 0, 0, 0, own_bias.handle, 1, 0, 2, 0, out.own.handle, stream), AQ_OK);
+  out.compare("linear_trellis", "no columns", true);
   expect_status("linear_trellis", "no tokens", aq_cuda_linear_trellis(0, 0, 0, 0, 0, 0, 1, 1, 2, 0, 0, stream), AQ_OK);
 }
