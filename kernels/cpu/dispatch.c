@@ -73,7 +73,7 @@ extern aq_levels_function aq_levels_avx2;
 #if defined(AQ_BUILD_AVX512)
 AQ_DECLARE(avx512)
 AQ_DECLARE(avx512_vnni)
-extern aq_levels_function aq_levels_avx512_vbmi;
+extern aq_levels_function aq_levels_avx512, aq_levels_avx512_vbmi;
 extern const aq_trellis_tokens aq_tokens_avx512_vbmi;
 #endif
 #if defined(AQ_BUILD_NEON)
@@ -92,8 +92,8 @@ static const aq_kernels slots[] = {
     [AQ_ISA_AVX2] = AQ_SLOT(has_avx2, avx2, avx2, avx2, avx2),
 #endif
 #if defined(AQ_BUILD_AVX512)
-    [AQ_ISA_AVX512] = AQ_SLOT(has_avx512, avx512, avx512, avx512, avx2),
-    [AQ_ISA_AVX512_VNNI] = AQ_SLOT(has_avx512_vnni, avx512, avx512_vnni, avx512, avx2),
+    [AQ_ISA_AVX512] = AQ_SLOT(has_avx512, avx512, avx512, avx512, avx512),
+    [AQ_ISA_AVX512_VNNI] = AQ_SLOT(has_avx512_vnni, avx512, avx512_vnni, avx512, avx512),
     [AQ_ISA_AVX512_VBMI] = AQ_SLOT_OF(has_avx512_vbmi, avx512, avx512_vnni, avx512, avx512_vbmi,
                                       &aq_tokens_avx512_vbmi),
 #endif

@@ -1,5 +1,5 @@
-/* trellis/avx2.c: levels of trellis codes by byte shuffles, for AVX-512 without VBMI too. Compiled with the matching
- * -m flags and reached only after a check. */
+/* trellis/avx2.c: levels of trellis codes by byte shuffles. Compiled with the matching -m flags and reached only after a
+ * check. */
 #include <immintrin.h>
 #include <stdint.h>
 
@@ -13,12 +13,11 @@
  * one of two chosen by each of the next bits. */
 AQ_INLINE __m256i look_up(__m256i windows) {
   const __m256i second = _mm256_cmpgt_epi8(_mm256_setzero_si256(), windows), at = _mm256_xor_si256(windows, second);
-  const __m256i low = _mm256_and_si256(at, _mm256_set1_epi8(15));
   __m256i found[8];
 #pragma GCC unroll 8
   for (int i = 0; i < 8; i++) {
     const __m128i table = _mm_load_si128((const __m128i *)(const void *)(aq_trellis_levels + 16 * i));
-    found[i] = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), low);
+    found[i] = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), at);
   }
   /* a byte is chosen by its highest bit; what other bytes shift into it are lower ones */
   const __m256i by[3] = {_mm256_slli_epi16(at, 3), _mm256_slli_epi16(at, 2), _mm256_slli_epi16(at, 1)};
