@@ -20,12 +20,12 @@ AQ_INLINE __m256i look_up(__m256i windows) {
     found[i] = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), at);
   }
   /* a byte is chosen by its highest bit; what other bytes shift into it are lower ones */
-  const __m256i by[3] = {_mm256_slli_epi16(at, 3), _mm256_slli_epi16(at, 2), _mm256_slli_epi16(at, 1)};
-#pragma GCC unroll 3
-  for (int step = 0; step < 3; step++)
+  const __m256i fourth = _mm256_slli_epi16(at, 3), fifth = _mm256_slli_epi16(at, 2), sixth = _mm256_slli_epi16(at, 1);
 #pragma GCC unroll 4
-    for (int i = 0; i < 4 >> step; i++) found[i] = _mm256_blendv_epi8(found[2 * i], found[2 * i + 1], by[step]);
-  return _mm256_sign_epi8(found[0], _mm256_or_si256(second, _mm256_set1_epi8(1)));
+  for (int i = 0; i < 4; i++) found[i] = _mm256_blendv_epi8(found[2 * i], found[2 * i + 1], fourth);
+  const __m256i low = _mm256_blendv_epi8(found[0], found[1], fifth), high = _mm256_blendv_epi8(found[2], found[3], fifth);
+  const __m256i level = _mm256_blendv_epi8(low, high, sixth);
+  return _mm256_sign_epi8(level, _mm256_or_si256(second, _mm256_set1_epi8(1)));
 }
 
 typedef char level_table; /* loaded for every block */
