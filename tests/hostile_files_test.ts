@@ -247,7 +247,7 @@ describe("a file with something changed is read, or refused by a typed error, so
           isSmall: true,
         });
       }
-    }, 60_000);
+    }, 120_000);
   }
 });
 

@@ -173,7 +173,7 @@ describe("awkward values", () => {
       }
     }
     expect(drawn.size).toBeGreaterThan(80);
-  }, 60_000);
+  }, 120_000);
 
   test("zeros and negative values keep a linear scale; values over decades get a logarithm", async () => {
     const scaleOf = async (kl: readonly number[]) => {

@@ -290,7 +290,7 @@ describe("commands", () => {
     const blocked = run("quantize.ts", [model, place("z"), "--report", join(place("x.md"), "report")]);
     expect([blocked.code, blocked.stderr.includes("a part of the path is a file"), existsSync(place("z"))])
       .toEqual([4, true, false]);
-  }, 60_000);
+  }, 120_000);
 });
 
 describe("in a browser", () => {
@@ -327,7 +327,7 @@ describe("in a browser", () => {
     });
     writeFileSync(whole, await reportHtml([runOf({ name: "first", tables }), hostile]));
     if (chromium !== undefined && !isDeno) browser = await Browser.open(chromium);
-  }, 60_000);
+  }, 120_000);
   afterAll(async () => await browser?.close());
 
   const drawn = async (path: string, width: number): Promise<Page | undefined> => {
@@ -368,7 +368,7 @@ describe("in a browser", () => {
         const screenshot = await page.screenshot();
         expect(screenshot.length).toBeGreaterThan(20_000);
       },
-      60_000,
+      120_000,
     );
   }
 
@@ -419,7 +419,7 @@ describe("in a browser", () => {
     await page.until("document.documentElement.dataset.charts === 'drawn'");
     expect(await background()).not.toBe(before);
     expect(page.messages).toEqual([]);
-  }, 60_000);
+  }, 120_000);
 
   test("an empty run, NaN everywhere and 10 000 layers", async () => {
     writeFileSync(
@@ -439,7 +439,7 @@ describe("in a browser", () => {
     expect(await many.evaluate("document.querySelector('figcaption').textContent")).toContain(
       "values are NaN or infinite and not drawn",
     );
-  }, 60_000);
+  }, 120_000);
 });
 
 test("escaping leaves no markup and no hidden characters", () => {

@@ -90,5 +90,5 @@ test(
     expect(await refused([shards[0]!, { path: "other", run: other }])).toContain("2/2 with other seed");
     expect(await refused([{ path: whole, run: await readRun(whole) }])).toContain("got a whole one");
   },
-  60_000,
+  120_000,
 );

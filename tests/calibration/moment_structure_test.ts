@@ -211,7 +211,7 @@ describe("runs", () => {
     const { said, structures } = await quantize(place.fresh("run"), { calibration_data: few });
     expect(said).toMatch(/160 columns \w+ \(only \d+ different positions\)/);
     expect(structures.size).toBeGreaterThan(1);
-  }, 60_000);
+  }, 120_000);
 
   test("saved statistics keep the structure, and give smaller blocks of it but no larger ones", async () => {
     const path = `${place.fresh("saved")}.safetensors`, block = { "solver_options.moment_block": 64 };

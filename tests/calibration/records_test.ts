@@ -350,7 +350,7 @@ describe("calibration records", () => {
     );
     const { data } = await load(tensors({ input_ids: rows }));
     expect(data.source).toMatch(/130000 records, \d+ distinct/);
-  }, 20_000);
+  }, 120_000);
 });
 
 test("saved statistics that lack layers are refused before anything is solved, naming them", async () => {

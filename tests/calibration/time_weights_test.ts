@@ -230,7 +230,7 @@ describe("phase 3's terms, by configuration", () => {
     });
     expect(all.solved.distances.length).toBe(4);
     expect(all.solved.distances[all.solved.chosen]).toBe(Math.min(...all.solved.distances));
-  }, 60_000);
+  }, 120_000);
 
   test("a schedule and a sampler have an effect on images, neither has one without phase 3", async () => {
     const path = imageModel(20), calibrated = await calibration(path, "synthetic", 64);
@@ -250,7 +250,7 @@ describe("phase 3's terms, by configuration", () => {
     expect(await codes({ [WEIGHTS]: "ddpm" })).toBe(own); // auto, on an image model
     const off = { "thermodynamic.transition_optimization.enabled": false };
     expect(await codes({ ...off, [SCHEDULE]: "cosine", [ANNEALING]: 0.5 })).toBe(others[2]!);
-  }, 60_000);
+  }, 120_000);
 
   test("need data, or statistics by time group", async () => {
     const calibrated = await calibration(DREAM, join(DREAM, "calibration.jsonl"));

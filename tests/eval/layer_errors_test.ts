@@ -83,5 +83,5 @@ test(
     }
     expect(gridded![0]!.relativeError).toBeGreaterThan(bare![0]!.relativeError);
   },
-  60_000,
+  120_000,
 );

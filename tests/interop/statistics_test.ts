@@ -219,7 +219,7 @@ describe("docs/statistics.md", () => {
         expect(distance(second, narrowMoments(whole, block).second)).toBeLessThan(1e-6);
       }
     }
-  }, 60_000);
+  }, 120_000);
 
   test("experts that one parameter holds are layers of their own", async () => {
     const python = readersPython(), folder = place.fresh("experts");
@@ -239,7 +239,7 @@ describe("docs/statistics.md", () => {
     const solved = layers.filter((layer) => layer.solved !== undefined).map(({ name }) => name);
     expect(solved.filter((name) => name.includes(".experts.")).length).toBe(12);
     expect(solved.some((name) => name.endsWith("mlp.gate.weight"))).toBe(false);
-  }, 60_000);
+  }, 120_000);
 
   test(
     "times above 1 are timesteps, and so are a sampler's small ones behind them; others are shares of 1",
@@ -252,7 +252,7 @@ describe("docs/statistics.md", () => {
         shares: [1, 1, 0, 1],
       });
     },
-    60_000,
+    120_000,
   );
 
   test("interrupted half-way, nothing is left", async () => {
@@ -260,7 +260,7 @@ describe("docs/statistics.md", () => {
     if (python === undefined) return;
     mkdirSync(folder);
     expect(await runReader(python, SCRIPT, ["interrupted", folder])).toEqual([]);
-  }, 60_000);
+  }, 120_000);
 });
 
 /** Relative output errors by layer, of a model's layers with each file's weights. */

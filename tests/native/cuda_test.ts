@@ -347,7 +347,7 @@ describe("models on a GPU", () => {
     } finally {
       place.remove();
     }
-  }, 60_000);
+  }, 120_000);
 });
 
 describe("quantize.ts --backend cuda", () => {
@@ -423,5 +423,5 @@ describe("bench.ts --suite kernels --backend cuda", () => {
       expect(row["ofCopy"]).toBeGreaterThan(0);
     }
     expect([goals.length, skipped]).toEqual([3, []]);
-  }, 60_000);
+  }, 120_000);
 });

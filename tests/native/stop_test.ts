@@ -72,7 +72,7 @@ describe("a signal", () => {
         signal: null,
         stderr: false,
       });
-    }, 30_000);
+    }, 120_000);
   }
 
   test("ends a build of the library at once, with what the compiler has started", async () => {
@@ -123,7 +123,7 @@ describe("a signal", () => {
         else process.env[name] = before[name];
       }
     }
-  }, 30_000);
+  }, 120_000);
 
   test("inside a layer loses nothing: the run goes on to the same bytes", async () => {
     const input = join(MODELS, "dream-mini");
@@ -159,7 +159,7 @@ describe("a signal", () => {
     expect(kept).toBeGreaterThanOrEqual(5);
     expect(kept).toBeLessThan(28);
     expect(differences(stopped, wanted)).toEqual([]);
-  }, 30_000);
+  }, 120_000);
 
   test("while weights alone are looked at, too", async () => {
     const input = join(MODELS, "dream-mini"),
@@ -181,5 +181,5 @@ describe("a signal", () => {
       quantizeCheckpoint({ input, output: stopped, config, kernels, resume: true })
     );
     expect(differences(stopped, wanted)).toEqual([]);
-  }, 30_000);
+  }, 120_000);
 });

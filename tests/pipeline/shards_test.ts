@@ -74,7 +74,7 @@ describe("merged shards are byte for byte one task's output", () => {
         const parts = await quantizeShards(input, count, options);
         expect(differences(await merged(input, [parts]), whole)).toEqual([]);
       }
-    }, 60_000);
+    }, 120_000);
   }
 
   test("solved on data in calibration_mode once, of one candidate", async () => {
@@ -88,7 +88,7 @@ describe("merged shards are byte for byte one task's output", () => {
     await quantizeTo(whole, DREAM, options);
     const parts = await quantizeShards(DREAM, 3, options, [2, 3, 1]);
     expect(differences(await merged(DREAM, [parts]), whole)).toEqual([]);
-  }, 60_000);
+  }, 120_000);
 
   test("with a LoRA merged in, of which a tensor is kept", async () => {
     const folder = place.fresh(), rank = 2, layer = "base_model.model.model.layers.0.self_attn.q_proj";

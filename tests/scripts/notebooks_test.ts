@@ -41,7 +41,7 @@ describe("notebooks.ts", () => {
     const { code, stdout } = run("notebooks.ts", [bad, "--check"]);
     expect(code).toBe(1);
     expect(stdout).toContain("Property 'length' does not exist on type");
-  }, 60_000);
+  }, 120_000);
 
   test("a cell that throws fails the run", () => {
     if (isDeno || findProgram("jupyter-nbconvert") === undefined) {
@@ -54,7 +54,7 @@ describe("notebooks.ts", () => {
     ]);
     expect(code).toBe(1);
     expect(stdout).toContain("as it should");
-  }, 60_000);
+  }, 120_000);
 
   test("what is no notebook is refused", () => {
     const path = `${place.fresh()}.ipynb`;

@@ -61,5 +61,5 @@ for (const name of ["dream-mini", "glyph-dit"]) {
     // Sums over parts are added up in another order.
     expect(Math.abs(little.distance - much.distance)).toBeLessThan(1e-9 * much.distance);
     expect(readdirSync(folder)).toEqual([]);
-  }, 60_000);
+  }, 120_000);
 }

@@ -94,7 +94,7 @@ describe("calibrated solvers", () => {
     await run(stopped, {}, { resume: true, onEvent: (event) => events.push(event) });
     expect(events.map(({ message }) => message).join("\n")).toMatch(/9 of 28 layers were solved before/);
     expect(differences(stopped, wanted)).toEqual([]);
-  }, 60_000);
+  }, 120_000);
 
   test("data of another vocabulary, shape or form are refused, and nothing is left behind", async () => {
     const file = (name: string, text: string) => {
@@ -205,7 +205,7 @@ describe("what must not pass unseen", () => {
       expect(distances.length).toBe(3);
       expect(Number(taken)).toBe(distances.indexOf(Math.min(...distances)) + 1);
     }
-  }, 60_000);
+  }, 120_000);
 
   test("prompts that leave no room, NaN weights and contradicting settings", async () => {
     const long = place.fresh("long.jsonl");
@@ -231,7 +231,7 @@ describe("what must not pass unseen", () => {
     writeFileSync(file, bytes);
     const error = await rejection(run(place.fresh("x"), {}, { input: broken }));
     expect(error.message).toContain(`"${name}": weights must be finite, got NaN at row 0, column 3`);
-  }, 60_000);
+  }, 120_000);
 });
 
 describe("bits by budget", () => {
@@ -282,7 +282,7 @@ describe("bits by budget", () => {
     const weights = (folder: string) =>
       readFileSync(join(folder, "model-00001-of-00002.safetensors")).toString("base64");
     expect(weights(replayed)).toBe(weights(output));
-  }, 60_000);
+  }, 120_000);
 
   test("a budget respects the floors of rules and the bits of layer_bit_widths", async () => {
     const { tensors, config } = ditCheckpoint();
@@ -309,7 +309,7 @@ describe("bits by budget", () => {
       run(place.fresh("x"), { ...overrides, target_bits_per_weight: 3 }, { input }),
     );
     expect(error.message).toMatch(/smallest forms need \d+.* hold \d+ of them above 2 bits/);
-  }, 60_000);
+  }, 120_000);
 
   test("a budget below the smallest form, and plans that do not fit the model, are refused", async () => {
     const error = await rejection(

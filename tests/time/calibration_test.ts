@@ -514,7 +514,7 @@ describe("saved statistics in the pipeline", () => {
     await quantize(once, { ...small, calibration_mode: "once" });
     await quantize(blocks, small);
     expect(weights(blocks)).not.toEqual(weights(once));
-  }, 60_000);
+  }, 120_000);
 
   test("stopped while collecting: the file is the same to the byte as without a stop", async () => {
     const path = (name: string) => `${place.fresh(name)}.safetensors`;
@@ -552,7 +552,7 @@ describe("saved statistics in the pipeline", () => {
       expect(existsSync(`${stopped}.progress`)).toBe(false);
       expect(readFileSync(stopped).equals(readFileSync(whole))).toBe(true);
     }
-  }, 60_000);
+  }, 120_000);
 
   test("killed while collecting: what was saved last is gone on with, to the same byte", async () => {
     const whole = `${place.fresh("whole")}.safetensors`, killed = `${place.fresh("killed")}.safetensors`;
@@ -575,7 +575,7 @@ describe("saved statistics in the pipeline", () => {
       /8 of \d+ parts of the data were collected/,
     );
     expect(readFileSync(killed).equals(readFileSync(whole))).toBe(true);
-  }, 60_000);
+  }, 120_000);
 
   test("stopped at the last part: the file is there, and taken when the command is given again", async () => {
     const path = `${place.fresh("last")}.safetensors`, output = place.fresh("out");
@@ -597,7 +597,7 @@ describe("saved statistics in the pipeline", () => {
       onEvent: (event) => events.push(event),
     });
     expect(events.map(({ message }) => message).join("\n")).toMatch(/has these statistics/);
-  }, 60_000);
+  }, 120_000);
 
   test(
     "runs with other seeds are merged; the same twice, another model's, and data among them are refused",
@@ -636,7 +636,7 @@ describe("saved statistics in the pipeline", () => {
       );
       expect(error.message).toMatch(/must be of the model that is quantized/);
     },
-    60_000,
+    120_000,
   );
 
   test("a finished file is taken as it is; other files stay", async () => {
@@ -662,7 +662,7 @@ describe("saved statistics in the pipeline", () => {
     writeFileSync(path, "mine");
     expect((await rejection(save({}, true))).message).toMatch(/did not write/);
     expect(readFileSync(path, "utf8")).toBe("mine");
-  }, 60_000);
+  }, 120_000);
 
   test("the command saves, solves from what it saved, and refuses options that do not fit", () => {
     const path = `${place.fresh("command")}.safetensors`;
@@ -684,5 +684,5 @@ describe("saved statistics in the pipeline", () => {
       expect(code).toBe(2);
       expect(stderr).toMatch(message);
     }
-  }, 60_000);
+  }, 120_000);
 });

@@ -41,7 +41,7 @@ describe("files that llama.cpp runs", () => {
       kernels.close();
       place.remove();
     }
-  }, 60_000);
+  }, 120_000);
 
   test("have goals beside each other", () => {
     const distances = new Map([["llama.cpp: its Q2_K + imatrix", 0.4], ["llama.cpp: our Q2_K, best", 0.2]]);

@@ -278,7 +278,7 @@ describe("the suite", () => {
       expect(front[i]!.distance).toBeLessThan(front[i - 1]!.distance);
     }
     expect(front.length).toBeGreaterThan(0);
-  }, 60_000);
+  }, 120_000);
 
   test("does without ggml, giving the reason", async () => {
     const report = await few.run(
@@ -293,7 +293,7 @@ describe("the suite", () => {
     const wrong = await few.run(context(`--model ${DREAM} --tasks chess`));
     expect([wrong.rows, wrong.skipped.length]).toEqual([[], 1]);
     expect(wrong.skipped[0]!.reason).toContain("chess");
-  }, 60_000);
+  }, 120_000);
 
   test(
     "takes a model of any width, and one without data is measured on synthetic ones that say so",
@@ -311,7 +311,7 @@ describe("the suite", () => {
       expect(sections[0]!.notes.join()).toContain("synthetic");
       expect(skipped[0]!.reason).toContain("there is no tokenizer.json, eval.jsonl");
     },
-    60_000,
+    120_000,
   );
 
   test("measures image models by their noise error, without what draws and reads glyphs too", async () => {
@@ -351,7 +351,7 @@ describe("the suite", () => {
       what: `${folder.split("/").at(-1)}: drawn glyphs`,
       reason: "there is no classifier.safetensors, reference_features.safetensors, eval_images.safetensors",
     });
-  }, 60_000);
+  }, 120_000);
 
   test("draws glyphs with a limit", async () => {
     const { rows } = await few.run(context(`--model ${GLYPHS} --group-size 0 --limit 2`));
@@ -364,7 +364,7 @@ describe("the suite", () => {
       )
         .toEqual([["recognized", 2]]);
     }
-  }, 60_000);
+  }, 120_000);
 
   test("uses what is there when only the calibration data are missing", async () => {
     const folder = place.fresh("dream");
@@ -373,7 +373,7 @@ describe("the suite", () => {
     const { rows } = await few.run(context(`--model ${folder} --limit 3 --group-size 0`));
     expect(rows[0]!["calibration"]).toContain("synthetic");
     expect(rows[0]!["evaluation"]).toContain("9 puzzles of eval.jsonl");
-  }, 60_000);
+  }, 120_000);
 });
 
 describe("the Pareto front", () => {

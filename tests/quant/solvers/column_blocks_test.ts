@@ -326,5 +326,5 @@ describe("moments of blocks", () => {
       expect(best!.objective).toBeLessThan(feedback!.objective);
       expect(best!.tensor.packed.length).toBe(rows * cols / 16);
     }
-  }, 60_000);
+  }, 120_000);
 });
