@@ -74,10 +74,14 @@ export const TRAJECTORIES: RecordBounds = {
   multiplyAdds: 1e13,
   least: { records: 16, steps: 6 },
 };
+/** Part of the bound from which on sequences are written at 8 bits: what is bounded takes minutes. */
+const ROUNDED_SHARE = 0.5;
 /** Steps where none are asked for. */
 const STEPS = 32;
-/** Positions that run together, and logits that they may have: the same for any memory, as sums depend on them. */
-const BATCH_POSITIONS = 2048, BATCH_LOGITS = 2 ** 25;
+/** Positions that run together: the same for any memory, as sums depend on them. */
+export const OWN_BATCH_POSITIONS = 2048;
+/** Logits that they may have. */
+const BATCH_LOGITS = 2 ** 25;
 /** Work that is shorter is not announced. */
 const ANNOUNCED_SECONDS = 2;
 /** Part of an image model's trajectories that have no class. */
@@ -155,11 +159,17 @@ export function makeOwnSamples(
     : ownSequences(loaded, settings, seed, options);
 }
 
+/** What making samples takes. */
+export interface OwnSampleWork {
+  /** Of all steps. */
+  positions: number;
+  /** Whether the model's linear layers run at 8 bits. */
+  isRounded: boolean;
+}
+
 /** Samples in the form of a model's own that it has not made, and what making them takes. */
-export interface OwnSampleDraft {
+export interface OwnSampleDraft extends Readonly<OwnSampleWork> {
   readonly samples: OwnSamples;
-  /** Positions of all steps. */
-  readonly positions: number;
 }
 
 /** What {@linkcode makeOwnSamples} would make, with random tokens or nothing instead: for a forecast. */
@@ -168,11 +178,11 @@ export async function draftOwnSamples(
   settings: OwnSampleSettings,
   seed: number,
 ): Promise<OwnSampleDraft> {
-  const draft = { positions: 0 };
+  const draft: OwnSampleWork = { positions: 0, isRounded: false };
   const samples = loaded.kind === "dit"
     ? await ownTrajectories(loaded, settings, seed, {}, draft)
     : await ownSequences(loaded, settings, seed, {}, draft);
-  return { samples, positions: draft.positions };
+  return { samples, ...draft };
 }
 
 // Sequences -------------------------------------------------------------------------------------------------
@@ -196,7 +206,7 @@ async function ownSequences(
   settings: OwnSampleSettings,
   seed: number,
   options: OwnSampleOptions,
-  draft?: { positions: number },
+  draft?: OwnSampleWork,
 ): Promise<OwnSequences> {
   const { model, kind } = loaded, { config } = model, { maskToken, padToken, vocabularySize } = config;
   const length = Math.min(settings.tokens, config.maxTokens);
@@ -225,12 +235,15 @@ async function ownSequences(
   const stepsOf = (own: readonly Canvas[]) => Math.min(steps, Math.max(1, ...own.map(masksOf)));
   const total = groups.reduce((sum, [tokens, own]) => sum + tokens * own.length * stepsOf(own), 0);
   const most = groups[0]?.[0] ?? 0;
-  if (draft !== undefined) draft.positions = total;
+  const isRounded = records * steps * cost >= ROUNDED_SHARE * SEQUENCES.multiplyAdds;
+  if (draft !== undefined) Object.assign(draft, { positions: total, isRounded });
   const work = new Work(`${records} sequences of up to ${most} tokens written by the model`, total, options);
   const rows: OwnSequences["rows"][number][] = [];
   let batch = 0;
   for (const [tokens, group] of groups) {
-    const atOnce = Math.floor(Math.min(BATCH_POSITIONS / tokens, BATCH_LOGITS / (tokens * vocabularySize)));
+    const atOnce = Math.floor(
+      Math.min(OWN_BATCH_POSITIONS / tokens, BATCH_LOGITS / (tokens * vocabularySize)),
+    );
     const size = Math.max(1, atOnce), count = stepsOf(group);
     for (let begin = 0; begin < group.length; begin += size) {
       const part = group.slice(begin, begin + size), flat = new Int32Array(part.length * tokens);
@@ -253,11 +266,16 @@ async function ownSequences(
           : kind === "sdar"
           ? sdarSteps(model, flat, part.length, common)
           : lladaSteps(model, flat, part.length, { ...common, generationLength: 0 });
-        let state = run.next();
-        for (; state.done !== true; state = run.next()) {
-          if (state.value.step > 0) await work.step(part.length * tokens);
+        model.roundsWeights = isRounded;
+        try {
+          let state = run.next();
+          for (; state.done !== true; state = run.next()) {
+            if (state.value.step > 0) await work.step(part.length * tokens);
+          }
+          written.set(state.value);
+        } finally {
+          model.roundsWeights = false;
         }
-        written.set(state.value);
         options.kept?.save(index, written);
       }
       for (const [i, { answerStart }] of part.entries()) {
@@ -343,7 +361,7 @@ async function ownTrajectories(
   settings: OwnSampleSettings,
   seed: number,
   options: OwnSampleOptions,
-  draft?: { positions: number },
+  draft?: OwnSampleWork,
 ): Promise<OwnTrajectories> {
   const { config, imageElements: elements } = model, { classes, sampleSize, patchSize } = config;
   const scheduler = loadScheduler(folder, "ddim"), { trainTimesteps } = scheduler.config;
@@ -351,7 +369,7 @@ async function ownTrajectories(
   const { multiplyAdds } = forwardCost({ kind, config }, { batch: 1, tokens: positions });
   const bound = withinBound(settings, TRAJECTORIES, multiplyAdds),
     steps = Math.min(bound.steps, trainTimesteps);
-  const { records } = bound, size = Math.max(1, Math.floor(BATCH_POSITIONS / positions));
+  const { records } = bound, size = Math.max(1, Math.floor(OWN_BATCH_POSITIONS / positions));
   const labels = Int32Array.from({ length: records }, (_, i) => {
     const isFree = new RandomStream(seed + 5, i).uniform() < UNCONDITIONAL;
     return isFree ? classes : records < classes ? Math.floor(i * classes / records) : i % classes;

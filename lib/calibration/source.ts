@@ -9,7 +9,7 @@ import { type HeldWeights, modelFrom, runLimits } from "../models/mod.ts";
 import type { Kernels } from "../native/mod.ts";
 import type { Checkpoint } from "../tensor/mod.ts";
 import { type CalibrationStatistics, modelFingerprint } from "../time/mod.ts";
-import { draftOwnSamples, type OwnSampleOptions } from "./own_samples.ts";
+import { draftOwnSamples, type OwnSampleOptions, type OwnSampleWork } from "./own_samples.ts";
 import { chooseMoment } from "./moment_structure.ts";
 import { type Calibrated, loadCalibration, withStatistics } from "./mod.ts";
 import { digestFile, exists } from "../files/whole.ts";
@@ -86,7 +86,7 @@ export async function openCalibration(
     readonly batchPositions?: number | undefined;
     readonly byChunk?: boolean | undefined;
     /** Called before a model makes its own samples, with a draft of them and the positions of all steps. */
-    readonly onDraft?: ((draft: Calibrated, positions: number) => void) | undefined;
+    readonly onDraft?: ((draft: Calibrated, work: OwnSampleWork) => void) | undefined;
   },
 ): Promise<Solvable> {
   const source = calibrationSource(checkpoint, config), files = statisticsFiles(source);
@@ -118,8 +118,8 @@ export async function openCalibration(
         : "go on with --resume, what the model has made is kept",
       async () => {
         if (source === "self" && options.onDraft !== undefined) {
-          const draft = await draftOwnSamples(loaded, config.selfCalibration, seed);
-          options.onDraft(await loadCalibration(loaded, { ...data, own: draft.samples }), draft.positions);
+          const { samples: own, ...work } = await draftOwnSamples(loaded, config.selfCalibration, seed);
+          options.onDraft(await loadCalibration(loaded, { ...data, own }), work);
         }
         return shard === undefined
           ? await loadCalibration(loaded, data, options)

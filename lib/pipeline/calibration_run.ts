@@ -5,6 +5,7 @@ import {
   openCalibration,
   type SaveCalibration,
 } from "../calibration/source.ts";
+import type { OwnSampleWork } from "../calibration/own_samples.ts";
 import { KeptSamples } from "../calibration/kept_samples.ts";
 import type { Calibrated } from "../calibration/mod.ts";
 import type { Solvable } from "../calibration/statistics/alone.ts";
@@ -32,11 +33,11 @@ export interface RunCalibration {
    * The model with the data, opened by the first call: its weights are read when they are needed.
    *
    * @param output keeps what the model makes itself, for a run that is stopped
-   * @param onDraft called before a model makes its own samples, with a draft of them and the positions of all steps
+   * @param onDraft called before a model makes its own samples, with a draft of them and what making them takes
    */
   open(
     output?: Pick<Rewrite, "work" | "identity">,
-    onDraft?: (draft: Calibrated, positions: number) => void,
+    onDraft?: (draft: Calibrated, work: OwnSampleWork) => void,
   ): Promise<Solvable>;
   readonly memory: MemoryShares;
 }

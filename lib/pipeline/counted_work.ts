@@ -3,6 +3,7 @@ import { chooseMoment } from "../calibration/moment_structure.ts";
 import { blockRuns } from "../calibration/collect.ts";
 import type { CalibrationPart } from "../calibration/mod.ts";
 import { type Solvable, thatRuns } from "../calibration/statistics/alone.ts";
+import { OWN_BATCH_POSITIONS, type OwnSampleWork } from "../calibration/own_samples.ts";
 import { calibrationGroups } from "../calibration/saved_statistics.ts";
 import { maskedRows } from "../calibration/step_kl.ts";
 import { type ConfigInForce, hasBudget, wantsPhases } from "../config/mod.ts";
@@ -159,6 +160,7 @@ export class CountedWork {
     const multiplyAdds = costs.reduce((sum, cost) => sum + cost.multiplyAdds, 0);
     return {
       positions,
+      ofPosition: multiplyAdds / Math.max(1, positions),
       bytes: most(costs.map(({ activationBytes }) => activationBytes)),
       statesBytes: 4 * positions * this.#width,
       seconds: (timed: TimedWork) =>
@@ -166,17 +168,25 @@ export class CountedWork {
     };
   }
 
-  /** The model making its own samples. @param positions of all steps, of which about half are written to */
-  ownSamples(positions: number): RunStage {
-    const { data: { fit } } = this.#run.calibrated, pass = this.#pass(fit);
+  /** The model making its own samples; about half of the positions are written to. */
+  ownSamples({ positions, isRounded }: OwnSampleWork): RunStage {
+    const { data: { fit } } = this.#run.calibrated, pass = this.#pass(fit), width = this.#width;
+    const form = { bits: 8, groupSize: 0, zeroPoint: "real" } as const;
     const { vocabularySize = 0 } = (this.#model?.config ?? {}) as { readonly vocabularySize?: number };
     return {
       name: "its own samples",
       bytes: pass.bytes,
       statesBytes: 0,
-      seconds: (timed) =>
-        positions * (pass.seconds(timed) / pass.positions +
-          0.5 * vocabularySize * this.#width * timed.multiplyAdd(this.#width)),
+      seconds(timed) {
+        const ofLogits = 0.5 * vocabularySize * width;
+        if (!isRounded) {
+          return positions * (pass.seconds(timed) / pass.positions + ofLogits * timed.multiplyAdd(width));
+        }
+        // Weights are rounded again in each step of a batch.
+        const steps = Math.ceil(positions / OWN_BATCH_POSITIONS);
+        return positions * (pass.ofPosition + ofLogits) * timed.integerMultiplyAdd() +
+          steps * timed.packing(pass.ofPosition + 2 * ofLogits, "round", form);
+      },
     };
   }
 

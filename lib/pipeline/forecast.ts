@@ -3,6 +3,7 @@
  * settings would take, and memory and disk, which are refused where they do not suffice, with a setting for which
  * they do.
  */
+import type { OwnSampleWork } from "../calibration/own_samples.ts";
 import type { Solvable } from "../calibration/statistics/alone.ts";
 import { type ConfigInForce, hasBudget, isCalibrated, wantsPhases } from "../config/mod.ts";
 import { MemoryError, OutputError } from "../errors.ts";
@@ -46,7 +47,7 @@ const sum = <T>(values: readonly T[], of: (value: T) => number) =>
  * short is not announced.
  *
  * @param rows of the plan
- * @param ownPositions of all steps in which the model makes its own samples, which `calibrated` is a draft of
+ * @param ownSamples what it takes that the model makes its own samples, which `calibrated` is a draft of
  * @throws {MemoryError} when a stage does not fit, with a setting that does
  * @throws {OutputError} when the disk has no room for what the run keeps until it is finished
  */
@@ -54,12 +55,12 @@ export function announce(
   run: ForecastRun,
   calibrated: Solvable,
   rows: readonly PlanRow[],
-  ownPositions = 0,
+  ownSamples?: OwnSampleWork,
 ): void {
   const { checkpoint, config, kernels, memory, folder, measuredShare, options: { onEvent } } = run;
   const memoryBytes = memory.limitBytes;
   const counted = new CountedWork({ calibrated, checkpoint, rows, memoryBytes, measuredShare });
-  const before = ownPositions > 0 ? [counted.ownSamples(ownPositions)] : [];
+  const before = ownSamples === undefined ? [] : [counted.ownSamples(ownSamples)];
   const stages = [...before, ...counted.stages(config)], resident = memory.residentBytes;
   const needs = (own: CountedWork, list: readonly RunStage[]) =>
     list.map(({ name, bytes, statesBytes }) => ({

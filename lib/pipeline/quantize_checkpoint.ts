@@ -10,6 +10,7 @@ import { matrixSizes } from "../quant/mod.ts";
 import { partOf } from "../calibration/statistics/parts.ts";
 import { type Solvable, thatRuns } from "../calibration/statistics/alone.ts";
 import { HELD_OUT_METRICS, HeldOutMeter } from "../calibration/held_out.ts";
+import type { OwnSampleWork } from "../calibration/own_samples.ts";
 import { hasStatistics, type SaveCalibration } from "../calibration/source.ts";
 import {
   canonicalConfig,
@@ -504,12 +505,12 @@ export async function calibrateRun(
     rows.some((row) => !isRounded(config, row) && !output?.isDone(row.name));
   if (!isSolved && !wantsPhases(config)) return undefined;
   const { memory } = calibration;
-  const say = (data: Solvable, ownPositions?: number) =>
+  const say = (data: Solvable, ownSamples?: OwnSampleWork) =>
     announce(
       { checkpoint, config, kernels, memory, folder: output?.work, options },
       data,
       plan.rows,
-      ownPositions,
+      ownSamples,
     );
   const calibrated = await calibration.open(output, say);
   if (bitPlan === undefined || !measuresBits(config)) {

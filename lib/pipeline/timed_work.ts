@@ -7,9 +7,10 @@ import type { CalibrationPart } from "../calibration/mod.ts";
 import type { Solvable } from "../calibration/statistics/alone.ts";
 import type { Solver } from "../config/names.ts";
 import type { Blockwise, ImageBatch, SequenceBatch } from "../models/mod.ts";
+import { linearPackedInt8, quantizeActivations } from "../models/layers/int8.ts";
 import { RandomStream } from "../models/random.ts";
 import type { Kernels } from "../native/mod.ts";
-import { packedErrorStatistics, quantizeByWeights, type WeightSolver } from "../quant/mod.ts";
+import { packedErrorStatistics, quantize, quantizeByWeights, type WeightSolver } from "../quant/mod.ts";
 import type { WeightFormat } from "../quant/packed/layout.ts";
 import { settingsFor } from "../quant/solvers/effort.ts";
 import { type FactoredMoment, factorMoments } from "../quant/solvers/factored_moment.ts";
@@ -214,6 +215,20 @@ export class TimedWork {
       );
     });
     return seconds * weights / (rows * cols);
+  }
+
+  /** Seconds of a multiply-add of products of 8-bit weights and inputs. */
+  integerMultiplyAdd(): number {
+    return this.#once("integers", () => {
+      const { rows, cols } = PACKED, tokens = 4 * rows, kernels = this.#kernels;
+      const data = new Float32Array(rows * cols), x = new Float32Array(tokens * cols);
+      new RandomStream(5).fillNormal(data);
+      new RandomStream(6).fillNormal(x);
+      const given = { data, dtype: "F32" } as const;
+      const weights = quantize(kernels, given, rows, cols, { bits: 8, groupSize: 0, solver: "round" });
+      const codes = quantizeActivations(kernels, x, tokens, cols), out = new Float32Array(tokens * rows);
+      return secondsOf(() => linearPackedInt8(kernels, { weights }, codes, out)) / (tokens * rows * cols);
+    });
   }
 
   /** Seconds of hashing so many bytes. */

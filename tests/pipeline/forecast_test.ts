@@ -228,19 +228,21 @@ describe("time of calibrated work", () => {
     }
   });
 
-  test("begins with the model's own samples, where it makes them", () => {
-    const config = chooseSolver(checkpoint, configOf({ solver: "feedback" })), events: RunEvent[] = [];
-    const run = { checkpoint, config, kernels, memory: new MemoryShares(24e9) };
-    const options = { onEvent: (event: RunEvent) => void events.push(event) };
-    const { rows } = planQuantization(checkpoint, config);
-    announce({ ...run, options }, large(0.1), rows, 1e6);
-    const { stages } = events.find(({ kind }) => kind === "calibrate")!.data as {
-      stages: { name: string; seconds: number }[];
-    };
-    expect(stages[0]!.name).toBe("its own samples");
-    expect(stages[0]!.seconds).toBeGreaterThan(0);
-    expect(stages.filter(({ name }) => name === "its own samples").length).toBe(1);
-  });
+  for (const isRounded of [false, true]) {
+    test(`begins with the model's own samples${isRounded ? " at 8 bits" : ""}, where it makes them`, () => {
+      const config = chooseSolver(checkpoint, configOf({ solver: "feedback" })), events: RunEvent[] = [];
+      const run = { checkpoint, config, kernels, memory: new MemoryShares(24e9) };
+      const options = { onEvent: (event: RunEvent) => void events.push(event) };
+      const { rows } = planQuantization(checkpoint, config);
+      announce({ ...run, options }, large(0.1), rows, { positions: 1e6, isRounded });
+      const { stages } = events.find(({ kind }) => kind === "calibrate")!.data as {
+        stages: { name: string; seconds: number }[];
+      };
+      expect(stages[0]!.name).toBe("its own samples");
+      expect(stages[0]!.seconds).toBeGreaterThan(0);
+      expect(stages.filter(({ name }) => name === "its own samples").length).toBe(1);
+    });
+  }
 
   test("of a moment is not", () => {
     const data = { ...small.data, heldOut: [] };

@@ -1,7 +1,9 @@
 /** Linear layers of packed weights by integer products, with scratch for the codes of their inputs. */
 import { KernelError, WeightsError } from "../../errors.ts";
-import { E_NONFINITE } from "../../native/call.ts";
+import { DTYPE_NUMBERS, E_NONFINITE, E_RANGE, ZERO_POINT_NUMBERS } from "../../native/call.ts";
+import * as native from "../../native/functions.ts";
 import type { Kernels } from "../../native/mod.ts";
+import { type OneLevelTensor, packedWords } from "../../quant/packed/layout.ts";
 import { shown } from "../model_config.ts";
 import {
   type ActivationPrecision,
@@ -12,7 +14,7 @@ import {
   type QuantizedActivations,
   takesIntegers,
 } from "./int8.ts";
-import { linear } from "./linear.ts";
+import { type DenseMatrix, linear } from "./linear.ts";
 import type { LinearLayer } from "./tensors.ts";
 
 type Floats = Float32Array<ArrayBuffer>;
@@ -23,6 +25,12 @@ export class IntegerProducts {
   #scales = new Float32Array(0);
   #zeroPoints = new Int32Array(0);
   readonly #views = new Map<number, QuantizedActivations>();
+  /** Scratch for rounded weights. */
+  #packed = new Uint32Array(0);
+  #rowScales = new Uint16Array(0);
+  #rowZeroPoints = new Uint16Array(0);
+  /** Whether plain weights are rounded to 8 bits each time they are used, and multiplied by integer products. */
+  roundsWeights = false;
 
   /** @param path of the checkpoint, for messages */
   constructor(
@@ -34,8 +42,11 @@ export class IntegerProducts {
   /** A layer in the model's own precision. **Shapes** `x: f32[count, cols]` → `out: f32[count, rows]` */
   linear(layer: LinearLayer, x: Float32Array, count: number, out: Floats): void {
     const { weights } = layer;
-    if (this.activations === "f32" || !takesIntegers(weights)) linear(this.kernels, layer, x, count, out);
-    else this.multiply(layer, weights, x, count, out);
+    const rounded = this.roundsWeights && !("packed" in weights) ? this.#rounded(weights) : undefined;
+    if (rounded !== undefined) this.multiply(layer, rounded, x, count, out);
+    else if (this.activations === "f32" || !takesIntegers(weights)) {
+      linear(this.kernels, layer, x, count, out);
+    } else this.multiply(layer, weights, x, count, out);
   }
 
   /** A layer by integer products. @throws {WeightsError} when its input is not finite */
@@ -62,6 +73,27 @@ export class IntegerProducts {
     linearPackedInt8(this.kernels, { weights, bias }, codes, out);
   }
 
+  /** Weights of 8 bits, a scale and a zero point a row; undefined where those cannot be stored. Scratch. */
+  #rounded({ rows, cols, data, dtype }: DenseMatrix): OneLevelTensor | undefined {
+    const words = rows * packedWords(cols, 8);
+    if (this.#packed.length < words) this.#packed = new Uint32Array(words);
+    if (this.#rowScales.length < rows) {
+      this.#rowScales = new Uint16Array(rows);
+      this.#rowZeroPoints = new Uint16Array(rows);
+    }
+    const packed = this.#packed.subarray(0, words), scale = this.#rowScales.subarray(0, rows);
+    const zeroPoint = this.#rowZeroPoints.subarray(0, rows), bytes = bytesOf(data);
+    const grids = [ZERO_POINT_NUMBERS.real, packed, scale, zeroPoint] as const;
+    try {
+      native.quantizeRound(this.kernels, "round", bytes, DTYPE_NUMBERS[dtype], rows, cols, 8, 0, ...grids);
+    } catch (error) {
+      const isUnfit = error instanceof KernelError && [E_RANGE, E_NONFINITE].includes(error.status!);
+      if (!isUnfit) throw error;
+      return undefined;
+    }
+    return { rows, cols, bits: 8, groupSize: 0, zeroPointKind: "real", packed, scale, zeroPoint };
+  }
+
   /** Scratch for codes, the same object while sizes stay. */
   #codes(tokens: number, cols: number, bits: number): QuantizedActivations {
     const last = this.#views.get(cols);
@@ -83,3 +115,6 @@ export class IntegerProducts {
     return view;
   }
 }
+
+const bytesOf = ({ buffer, byteOffset, byteLength }: Float32Array | Uint16Array) =>
+  new Uint8Array(buffer, byteOffset, byteLength);
