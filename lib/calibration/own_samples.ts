@@ -261,21 +261,8 @@ async function ownSequences(
         written.set(flat.map((token, at) => token === maskToken ? random[at]! : token));
       } else if (options.kept?.load(index, written) === true) work.resume(part.length * tokens * count);
       else {
-        const run: Generator<GenerationStep, Int32Array> = kind === "dream"
-          ? dreamSteps(model, flat, part.length, { ...common, algorithm: "entropy" })
-          : kind === "sdar"
-          ? sdarSteps(model, flat, part.length, common)
-          : lladaSteps(model, flat, part.length, { ...common, generationLength: 0 });
-        model.roundsWeights = isRounded;
-        try {
-          let state = run.next();
-          for (; state.done !== true; state = run.next()) {
-            if (state.value.step > 0) await work.step(part.length * tokens);
-          }
-          written.set(state.value);
-        } finally {
-          model.roundsWeights = false;
-        }
+        const run = () => samplerOf(loaded, flat, part.length, common);
+        written.set(await runSampler(model, run, isRounded, () => work.step(part.length * tokens)));
         options.kept?.save(index, written);
       }
       for (const [i, { answerStart }] of part.entries()) {
@@ -284,6 +271,47 @@ async function ownSequences(
     }
   }
   return { kind: "sequences", rows };
+}
+
+/** A model's own sampler of masked sequences. */
+function samplerOf(
+  { model, kind }: LanguageModel,
+  flat: Int32Array,
+  batch: number,
+  options: SamplerOptions,
+): Generator<GenerationStep, Int32Array> {
+  return kind === "dream"
+    ? dreamSteps(model, flat, batch, { ...options, algorithm: "entropy" })
+    : kind === "sdar"
+    ? sdarSteps(model, flat, batch, options)
+    : lladaSteps(model, flat, batch, { ...options, generationLength: 0 });
+}
+
+/** Runs a sampler to its end, the model at 8 bits where asked for. */
+async function runSampler(
+  model: LanguageModel["model"],
+  sampler: () => Generator<GenerationStep, Int32Array>,
+  isRounded: boolean,
+  onStep: () => Promise<void>,
+): Promise<Int32Array> {
+  model.roundsWeights = isRounded;
+  try {
+    const run = sampler();
+    let state = run.next();
+    for (; state.done !== true; state = run.next()) if (state.value.step > 0) await onStep();
+    return state.value;
+  } finally {
+    model.roundsWeights = false;
+  }
+}
+
+/** What samplers of all families take. */
+interface SamplerOptions {
+  readonly seed: number;
+  readonly firstStream: number;
+  readonly steps: number;
+  readonly temperature: number;
+  readonly excludedTokens: readonly number[];
 }
 
 type Opening = (
