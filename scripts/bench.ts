@@ -93,7 +93,7 @@ const USAGE = {
     "--threads N": `1 to ${MAX_THREADS}; default: all cores for accuracy and checkpoint, 2 for the others`,
     "--backend NAME": `${
       BACKENDS.join(", ")
-    }; auto is cpu here, and cuda measures the suite kernels on a GPU`,
+    }; auto is cpu here, and cuda measures the suites kernels and solver-speed on a GPU`,
     "--isa NAME": `${Object.keys(INSTRUCTION_SETS).join(", ")}; default: the fastest`,
     "--ignore-memory": "run models although memory looks too small for them",
     "--shard I/N":
@@ -155,11 +155,14 @@ function suiteOf(parsed: Options): Suite<SuiteRow> {
   if (speedOption !== undefined && name !== "solver-speed") {
     throw new UsageError(`--${speedOption} is of the suite solver-speed, got the suite ${name}`);
   }
-  if (values.backend === "cuda" && name !== "kernels") {
-    throw new UsageError(`--backend cuda is for the suite kernels, got ${name}`);
+  if (values.backend === "cuda" && !ON_GPU.includes(name)) {
+    throw new UsageError(`--backend cuda is for the suites ${ON_GPU.join(" and ")}, got ${name}`);
   }
   return SUITES.find((suite) => suite.name === name)!;
 }
+
+/** Suites that measure a GPU with `--backend cuda`. */
+const ON_GPU: readonly string[] = ["kernels", "solver-speed"];
 
 /** Most rows and columns of a layer that is measured. */
 const MOST_ROWS = 2 ** 20;
@@ -378,10 +381,11 @@ async function measure(
   command: string,
   progress: (line: string) => void,
 ) {
-  const { backend, isa, threads, quick } = options;
-  using device = backend === "cuda" ? await findDevice(true, progress) : undefined;
+  const { backend, isa, threads, quick } = options,
+    isSolved = backend === "cuda" && suite.name === "solver-speed";
+  using device = backend === "cuda" && !isSolved ? await findDevice(true, progress) : undefined;
   using kernels = await openCommandKernels({
-    backend: backend === "auto" || backend === "cuda" ? "cpu" : backend, // measured is the CPU, whatever could quantize
+    backend: isSolved || backend !== "auto" && backend !== "cuda" ? backend : "cpu", // auto measures the CPU
     isa,
     threads,
     onMessage: progress,

@@ -22,7 +22,7 @@
 extern "C" {
 #endif
 
-#define AQ_CUDA_ABI_VERSION 6
+#define AQ_CUDA_ABI_VERSION 7
 
 #define AQ_E_DEVICE (-100) /* no device, no driver, or a driver older than the runtime */
 #define AQ_E_MEMORY (-101) /* the device or the host has no room left */
@@ -180,6 +180,39 @@ AQ_API int32_t aq_cuda_patchify(aq_cuda_buffer images, size_t batch, size_t chan
                                 size_t patch, aq_cuda_buffer out, aq_cuda_stream stream);
 AQ_API int32_t aq_cuda_unpatchify(aq_cuda_buffer tokens, size_t batch, size_t channels, size_t height, size_t width,
                                   size_t patch, aq_cuda_buffer out, aq_cuda_stream stream);
+
+/* Gradients -----------------------------------------------------------------------------------------------
+ *
+ * The functions of arrowquant.h of the same names, to the bit. aq_cuda_attention_backward is AQ_E_MEMORY for heads of
+ * more than 256 numbers. */
+AQ_API int32_t aq_cuda_transpose(aq_cuda_buffer in, size_t rows, size_t cols, aq_cuda_buffer out,
+                                 aq_cuda_stream stream);
+AQ_API int32_t aq_cuda_packed_gradient(aq_cuda_buffer dw, aq_cuda_buffer packed, aq_cuda_buffer scale,
+                                       aq_cuda_buffer zero_point, size_t rows, size_t cols, int32_t bits,
+                                       size_t group_size, aq_cuda_buffer dscale, aq_cuda_buffer dzero,
+                                       aq_cuda_stream stream);
+AQ_API int32_t aq_cuda_rms_norm_backward(aq_cuda_buffer x, aq_cuda_buffer dy, size_t rows, size_t cols,
+                                         aq_cuda_buffer weight, float epsilon, aq_cuda_buffer dx,
+                                         aq_cuda_stream stream);
+AQ_API int32_t aq_cuda_layer_norm_backward(aq_cuda_buffer x, aq_cuda_buffer dy, size_t rows, size_t cols,
+                                           aq_cuda_buffer weight, float epsilon, aq_cuda_buffer dx,
+                                           aq_cuda_stream stream);
+AQ_API int32_t aq_cuda_attention_backward(aq_cuda_buffer q, aq_cuda_buffer k, aq_cuda_buffer v, aq_cuda_buffer out,
+                                          aq_cuda_buffer dout, aq_cuda_buffer key_mask, size_t batch, size_t tokens,
+                                          size_t heads, size_t kv_heads, size_t head_size, float scale,
+                                          aq_cuda_buffer dq, aq_cuda_buffer dk, aq_cuda_buffer dv,
+                                          aq_cuda_stream stream);
+AQ_API int32_t aq_cuda_silu_multiply_backward(aq_cuda_buffer gate, aq_cuda_buffer up, aq_cuda_buffer dy, size_t n,
+                                              aq_cuda_buffer dgate, aq_cuda_buffer dup, aq_cuda_stream stream);
+AQ_API int32_t aq_cuda_silu_backward(aq_cuda_buffer x, aq_cuda_buffer dy, size_t n, aq_cuda_buffer dx,
+                                     aq_cuda_stream stream);
+AQ_API int32_t aq_cuda_gelu_tanh_backward(aq_cuda_buffer x, aq_cuda_buffer dy, size_t n, aq_cuda_buffer dx,
+                                          aq_cuda_stream stream);
+AQ_API int32_t aq_cuda_column_sums(aq_cuda_buffer a, aq_cuda_buffer b, size_t batch, size_t tokens, size_t cols,
+                                   size_t stride, aq_cuda_buffer out, aq_cuda_stream stream);
+AQ_API int32_t aq_cuda_adam_step(aq_cuda_buffer values, aq_cuda_buffer gradients, aq_cuda_buffer first,
+                                 aq_cuda_buffer second, size_t n, double rate, double beta1, double beta2,
+                                 double epsilon, int32_t step, aq_cuda_stream stream);
 
 #ifdef __cplusplus
 }

@@ -1,5 +1,8 @@
-/* cuda.cu: the kernels of the CUDA library against the scalar oracle, to the bit, on awkward shapes; on a
- * device or, built with the emulator's headers, on the host. Exit status 77 without a device. */
+/* cuda.cu: the kernels of the CUDA library against the scalar oracle, to the bit or within tolerances, on awkward shapes;
+ * on a device or, built with the emulator's headers, on the host. Exit status 77 without a device.
+ *
+ *     driver [seed] [share | quick]
+ *     driver bench [small]             timings alone */
 #include <vector>
 
 #include "../include/arrowquant_cuda.h"
@@ -172,11 +175,11 @@ static void run_shapes(void) {
       for (int32_t bits : {2, 3, 4, 8})
         for (int search = 0; search < 3; search++) {
           for (int32_t kind = 0; kind <= AQ_ZERO_POINT_OFFSET; kind++)
-            if (!quick || random_bits() % 8 == 0)
+            if (!passed_over(1))
               run_plain({1 + random_bits() % 37, cols, bits, group_size, (int32_t)(random_bits() % 6), random_pattern(), search},
                         kind);
           for (int32_t scale_bits : {4, 6})
-            if (group_size != 0 && group_size <= 128 && (!quick || random_bits() % 8 == 0))
+            if (group_size != 0 && group_size <= 128 && !passed_over(1))
               run_two_level(
                   {1 + random_bits() % 23, cols, bits, group_size, (int32_t)(random_bits() % 6), random_pattern(), search},
                   scale_bits);
@@ -194,6 +197,8 @@ static void run_shapes(void) {
 #include "cuda_solver.h"
 #include "cuda_forward.h"
 #include "cuda_trellis.h"
+#include "cuda_backward.h"
+#include "cuda_bench.h"
 
 /* A wrong call gets a status, and nothing else happens. */
 static void run_refusals(void) {
@@ -222,14 +227,20 @@ int main(int argc, char **argv) {
     return 77;
   }
   printf("%s\n", (const char *)text);
-  begin(argc, argv);
+  const bool is_bench = argc > 1 && strcmp(argv[1], "bench") == 0;
+  begin(is_bench ? 1 : argc, argv);
   uint64_t made = 0;
   require(aq_cuda_create_stream(0, &made), "create a stream");
   stream = (aq_cuda_stream)made;
+  if (is_bench) {
+    run_bench(argc > 2);
+    return 0;
+  }
   run_shapes();
   run_solvers();
   run_forward();
   run_trellis_shapes();
+  run_backward();
   run_refusals();
   require(aq_cuda_free_stream(stream), "free the stream");
   return finish();

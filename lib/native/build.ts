@@ -133,7 +133,18 @@ export function cudaPlan(architectures: readonly CudaArchitecture[] = ["80", "90
   return {
     folder: "cuda",
     units: unitsOf(
-      ["context", "forward", "linear", "product", "quantize", "rows", "solver", "trellis", "two_level"].map((
+      [
+        "backward",
+        "context",
+        "forward",
+        "linear",
+        "product",
+        "quantize",
+        "rows",
+        "solver",
+        "trellis",
+        "two_level",
+      ].map((
         name,
       ) => `${name}.cu`),
     ),

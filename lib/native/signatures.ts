@@ -76,7 +76,7 @@ export const SIGNATURES = {
 } as const;
 
 /** `AQ_CUDA_ABI_VERSION` of kernels/include/arrowquant_cuda.h. */
-export const CUDA_ABI_VERSION = 6;
+export const CUDA_ABI_VERSION = 7;
 
 export const CUDA_SIGNATURES = {
   aq_cuda_abi_version: "",
@@ -121,4 +121,14 @@ export const CUDA_SIGNATURES = {
   aq_cuda_add: "handle handle usize handle handle",
   aq_cuda_patchify: "handle usize usize usize usize usize handle handle",
   aq_cuda_unpatchify: "handle usize usize usize usize usize handle handle",
+  aq_cuda_transpose: "handle usize usize handle handle",
+  aq_cuda_packed_gradient: "handle handle handle handle usize usize i32 usize handle handle handle",
+  aq_cuda_rms_norm_backward: "handle handle usize usize handle f32 handle handle",
+  aq_cuda_layer_norm_backward: "handle handle usize usize handle f32 handle handle",
+  aq_cuda_attention_backward: "handle handle handle handle handle handle usize usize usize usize usize f32 handle handle handle handle",
+  aq_cuda_silu_multiply_backward: "handle handle handle usize handle handle handle",
+  aq_cuda_silu_backward: "handle handle usize handle handle",
+  aq_cuda_gelu_tanh_backward: "handle handle usize handle handle",
+  aq_cuda_column_sums: "handle handle usize usize usize usize handle handle",
+  aq_cuda_adam_step: "handle handle handle handle usize f64 f64 f64 f64 i32 handle",
 } as const;

@@ -137,7 +137,7 @@ describe("options", () => {
       ["--threads 0", '--threads must be a whole number from 1 to 64, got "0"'],
       ["--threads two", "--threads"],
       ["--backend gpu", "--backend must be one of"],
-      ["--backend cuda", "--backend cuda is for the suite kernels, got accuracy"],
+      ["--backend cuda", "--backend cuda is for the suites kernels and solver-speed, got accuracy"],
       ["--isa sse2", "--isa must be one of"],
       ["--solver gptq", "--solver must be one of"],
       ["--seed=-1", "--seed"],

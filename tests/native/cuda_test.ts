@@ -4,7 +4,9 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
+import { resolveConfig } from "../../lib/config/mod.ts";
 import { loadCalibration } from "../../lib/calibration/mod.ts";
+import { refineDit } from "../../lib/models/backward/refine.ts";
 import { loadDit, loadDream, loadModel } from "../../lib/models/mod.ts";
 import { DeviceArrays } from "../../lib/native/cuda/arrays.ts";
 import { type CudaKernels, describeCudaStatus, openCuda } from "../../lib/native/cuda/mod.ts";
@@ -12,6 +14,7 @@ import type { SuiteReport } from "../../lib/bench/suite.ts";
 import { measureCuda } from "../../lib/bench/kernels/cuda_suite.ts";
 import { type Kernels, openKernels } from "../../lib/native/mod.ts";
 import { unchecked } from "../../lib/native/kernels.ts";
+import { quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
 import { quantize } from "../../lib/quant/mod.ts";
 import type { WeightFormat } from "../../lib/quant/packed/layout.ts";
 import { correctedTarget, factorMoments } from "../../lib/quant/solvers/factored_moment.ts";
@@ -326,6 +329,35 @@ describe("models on a GPU", () => {
           expect(Math.abs(error / errors[1]![i]! - 1)).toBeLessThan(0.02);
         }
       }
+    } finally {
+      place.remove();
+    }
+  });
+
+  test("steps of phase 3's refinement have the CPU's losses", async () => {
+    if (!COMPUTES || await deviceLine() === undefined) return;
+    using gpu = await openKernels({ backend: "cuda" });
+    using cpu = await openKernels({ backend: "cpu" });
+    const place = workplace();
+    try {
+      const input = store(place.fresh(), ditCheckpoint({ ...SMALL_IMAGE, blocks: 1 })),
+        output = place.fresh();
+      const { config } = resolveConfig({ overrides: { solver: "clip", bit_width: 2, group_size: 16 } });
+      await quantizeCheckpoint({ input, output, config, kernels: cpu });
+      const reports = [gpu, cpu].map((kernels) => {
+        const full = loadDit(input, kernels),
+          samples = Float32Array.from(
+            { length: 2 * full.imageElements },
+            (_, i) => Math.sin(i * i),
+          );
+        const batch = { samples, timesteps: [10, 700], labels: [0, 1], varianceWeights: [1, 2] };
+        const options = { learningRate: 0.01, maxIterations: 3, validateEvery: 3, convergenceThreshold: 0 };
+        return refineDit(loadDit(output, kernels), full, { train: [batch], heldOut: [batch] }, options);
+      });
+      const [own, wanted] = reports.map(({ losses: { total }, heldOutAfter }) => [...total, heldOutAfter]);
+      expect(own!.length).toBeGreaterThan(3);
+      for (const [i, loss] of own!.entries()) expect(Math.abs(loss / wanted![i]! - 1)).toBeLessThan(1e-3);
+      expect(wanted!.at(-1)).toBeLessThan(wanted![0]!);
     } finally {
       place.remove();
     }

@@ -1,0 +1,127 @@
+/* cuda_bench.h: what the kernels of a device take at the shapes of Dream 7B, by the device's own clock, each beside a
+ * copy within its memory; included by cuda.cu. No result is looked at here: the driver's cases do that. */
+
+/* A buffer of the device; of zeros, or of repeated values. */
+struct bench_buffer {
+  aq_cuda_buffer handle;
+  bench_buffer(size_t size, const std::vector<uint8_t> &values = bytes(1 << 20)) : handle(0) {
+    uint64_t made = 0;
+    require(aq_cuda_allocate(size, &made, stream), "allocate");
+    handle = (aq_cuda_buffer)made;
+    for (size_t at = 0; at < size; at += values.size())
+      require(aq_cuda_upload(values.data(), values.size() < size - at ? values.size() : size - at, handle, at, stream), "upload");
+  }
+  bench_buffer(const bench_buffer &) = delete;
+  ~bench_buffer() { require(aq_cuda_free(handle), "free"); }
+};
+
+static bytes repeated(float factor) {
+  const std::vector<float> values = normal_values(1 << 18, factor);
+  return bytes((const uint8_t *)values.data(), (const uint8_t *)(values.data() + values.size()));
+}
+
+template <class T>
+static bytes constants(T value) {
+  const std::vector<T> values((1 << 20) / sizeof(T), value);
+  return bytes((const uint8_t *)values.data(), (const uint8_t *)(values.data() + values.size()));
+}
+
+static double copy_rate; /* bytes a second */
+
+/* Median milliseconds of a call, and what they mean: bytes that it cannot do without, floating-point operations. */
+template <class Call>
+static double bench(const char *what, double moved, double flops, const Call &call) {
+  double each[9];
+  require(call(), what);
+  for (double &milliseconds : each) {
+    require(aq_cuda_begin_timing(stream), "timing");
+    require(call(), what);
+    require(aq_cuda_end_timing(stream, &milliseconds), "timing");
+  }
+  for (int i = 1; i < 9; i++)
+    for (int j = i; j > 0 && each[j] < each[j - 1]; j--) {
+      const double t = each[j];
+      each[j] = each[j - 1];
+      each[j - 1] = t;
+    }
+  const double seconds = each[4] * 1e-3;
+  printf("%-44s %9.3f ms %8.0f GB/s %5.2f of copy %8.2f TFLOP/s\n", what, each[4], moved / seconds * 1e-9,
+         copy_rate > 0 ? moved / seconds / copy_rate : 1.0, flops / seconds * 1e-12);
+  return moved / seconds;
+}
+
+static void bench_linear(size_t tokens, size_t rows, size_t cols, const bench_buffer &x, const bench_buffer &out) {
+  const double n = (double)rows * (double)cols, flops = 2.0 * n * (double)tokens;
+  char what[80];
+  const bench_buffer weights(rows * cols * 4, repeated(0.1f)), halves(rows * cols / 64 * 2, constants<uint16_t>(0x2c00));
+  for (int32_t dtype : {AQ_F32, AQ_BF16}) {
+    snprintf(what, sizeof what, "linear, %zu tokens, %zu x %zu, %s", tokens, rows, cols, dtype == AQ_F32 ? "float32" : "bfloat16");
+    bench(what, n * (dtype == AQ_F32 ? 4 : 2), flops,
+          [&] { return aq_cuda_linear(x.handle, tokens, weights.handle, dtype, 0, rows, cols, out.handle, stream); });
+  }
+  for (int32_t bits : {4, 2}) {
+    snprintf(what, sizeof what, "linear, %zu tokens, %zu x %zu, %d bits", tokens, rows, cols, (int)bits);
+    bench(what, n * bits / 8 + n / 64 * 4, flops, [&] {
+      return aq_cuda_linear_packed(x.handle, tokens, weights.handle, halves.handle, halves.handle, 0, rows, cols, bits, 64, out.handle, stream);
+    });
+  }
+}
+
+static void bench_solver(size_t n, size_t tokens) {
+  const double square = (double)n * (double)n, cube = square * (double)n;
+  const bench_buffer x(tokens * n * 4, repeated(1.0f)), moment(n * n * 4), other(n * n * 4, repeated(0.1f)), pivots(n * 4, constants(1.0f));
+  bench("product", 12.0 * square, 2.0 * square * (double)tokens,
+        [&] { return aq_cuda_multiply(x.handle, other.handle, tokens, n, n, x.handle, stream); });
+  bench("moment", 4.0 * square, square * (double)tokens,
+        [&] { return aq_cuda_accumulate_moment(x.handle, 0, 0, tokens, n, n, n, moment.handle, stream); });
+  std::vector<float> unit(n * n);
+  for (size_t i = 0; i < n; i++) unit[i * n + i] = 1.0f;
+  const bench_buffer factor(n * n * 4, bytes((uint8_t *)unit.data(), (uint8_t *)(unit.data() + n * n)));
+  bench("factor of a moment", 4.0 * square, cube / 3.0, [&] { return aq_cuda_factor_moment(factor.handle, n, pivots.handle, stream); });
+  bench("rows times the inverse", 8.0 * square, 2.0 * cube,
+        [&] { return aq_cuda_solve_moment(factor.handle, pivots.handle, n, other.handle, n, stream); });
+  std::vector<int32_t> order(n);
+  for (size_t k = 0; k < n; k++) order[k] = (int32_t)k;
+  const bench_buffer columns(n * 4, bytes((uint8_t *)order.data(), (uint8_t *)(order.data() + n)));
+  const bench_buffer weights(n * n * 4, repeated(0.1f)), scale(n * n / 64 * 4, constants(0.1f)), zero(n * n / 64 * 4, constants(1.5f));
+  const bench_buffer codes(n * n), objective(n * 8);
+  bench("feedback, 2 bits, group 64", 4.0 * square, cube, [&] {
+    return aq_cuda_quantize_feedback(weights.handle, n, n, 2, 64, scale.handle, zero.handle, n, factor.handle, pivots.handle,
+                                     columns.handle, codes.handle, objective.handle, stream);
+  });
+  bench("refits and descent, a round", 4.0 * square, 4.0 * cube, [&] {
+    return aq_cuda_refine_codes(weights.handle, n, n, 2, 64, AQ_ZERO_POINT_REAL, n, factor.handle, 1, 1, codes.handle, scale.handle,
+                                zero.handle, objective.handle, stream);
+  });
+}
+
+static void bench_quantizing(size_t rows, size_t cols) {
+  const double n = (double)rows * (double)cols;
+  const bench_buffer w(rows * cols * 2, constants<uint16_t>(0x3e00)), packed(rows * cols / 2), scale(rows * cols / 64 * 2), zero(rows * cols / 64 * 2);
+  copy_rate = 0;
+  copy_rate = bench("copy", 4.0 * n, 0, [&] {
+    const bench_buffer &from = w;
+    static const bench_buffer *to = new bench_buffer((size_t)n * 2);
+    return aq_cuda_copy(from.handle, to->handle, (size_t)n * 2, stream);
+  });
+  bench("quantize, round, 4 bits, group 64", 2.5 * n + n / 16, 0, [&] {
+    return aq_cuda_quantize_round(w.handle, AQ_BF16, rows, cols, 4, 64, AQ_ZERO_POINT_REAL, packed.handle, scale.handle, zero.handle, stream);
+  });
+  bench("quantize, clip, 4 bits, group 64", 2.5 * n + n / 16, 0, [&] {
+    return aq_cuda_quantize_clip(w.handle, AQ_BF16, rows, cols, 4, 64, AQ_ZERO_POINT_REAL, 0, packed.handle, scale.handle, zero.handle, stream);
+  });
+}
+
+/* Shapes of Dream 7B, or small ones to try the bench itself. */
+static void run_bench(bool small) {
+  const size_t width = small ? 64 : 3584, inner = small ? 128 : 18944, tokens = small ? 32 : 4096;
+  bench_quantizing(small ? 64 : 16384, small ? 128 : 16384);
+  bench_solver(width, tokens);
+  const bench_buffer x(tokens * inner * 4, repeated(1.0f)), out(tokens * inner * 4);
+  for (size_t count : {(size_t)1, small ? (size_t)8 : (size_t)256, tokens}) bench_linear(count, inner, width, x, out);
+  const size_t heads = small ? 1 : 28, kv_heads = small ? 1 : 4;
+  const double n = (double)tokens * (double)heads * 128;
+  bench("attention", 8.0 * n, 4.0 * n * (double)tokens, [&] {
+    return aq_cuda_attention(x.handle, x.handle, x.handle, 0, 1, tokens, heads, kv_heads, 128, 0, 0.1f, out.handle, stream);
+  });
+}
