@@ -194,11 +194,11 @@ static void run_shapes(void) {
   for (int search = 0; search < 3; search++) run_plain({3, 9000, 2, 0, AQ_BF16, GAUSSIAN, search}, AQ_ZERO_POINT_REAL);
 }
 
-#include "cuda_solver.h"
-#include "cuda_forward.h"
+#include "cuda/solver.h"
+#include "cuda/forward.h"
 #include "cuda_trellis.h"
-#include "cuda_backward.h"
-#include "cuda_bench.h"
+#include "cuda/backward.h"
+#include "cuda/bench.h"
 
 /* A wrong call gets a status, and nothing else happens. */
 static void run_refusals(void) {

@@ -1,4 +1,4 @@
-/* cuda_bench.h: what the kernels of a device take at the shapes of Dream 7B, by the device's own clock, each beside a
+/* bench.h: what the kernels of a device take at the shapes of Dream 7B, by the device's own clock, each beside a
  * copy within its memory; included by cuda.cu. No result is looked at here: the driver's cases do that. */
 
 /* A buffer of the device; of zeros, or of repeated values. */

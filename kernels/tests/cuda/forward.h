@@ -1,5 +1,5 @@
-/* cuda_forward.h: linear layers and the parts of a forward pass on a device against the scalar oracle, within
- * tolerances; included by cuda.cu behind cuda_solver.h. */
+/* forward.h: linear layers and the parts of a forward pass on a device against the scalar oracle, within
+ * tolerances; included by cuda.cu behind solver.h. */
 
 /* An output of floats against the oracle's: |difference| <= relative (|expected| + scale). */
 struct floats_out {

@@ -2,7 +2,7 @@
 # What docs/cuda.md wants of a device, in one run of under eight minutes: builds the library, runs the driver against the
 # scalar oracle, puts compute-sanitizer on it, times the kernels, and, where there is Bun, tests and measures the product.
 # Needs a checkout, a driver, and the CUDA toolkit with its host compiler. Prints everything; status 1 where a step failed.
-cd "$(dirname "$0")/../.." || exit 2
+cd "$(dirname "$0")/../../.." || exit 2
 work=$(mktemp -d) failed=0
 trap 'rm -rf "$work"' EXIT
 step() { # NAME SECONDS COMMAND...

@@ -1,4 +1,4 @@
-/* cuda_solver.h: products, moments, their factor, feedback and refining on a device against the scalar oracle, to the
+/* solver.h: products, moments, their factor, feedback and refining on a device against the scalar oracle, to the
  * bit; included by cuda.cu, whose buffers and outputs it takes. */
 
 struct solver_case {
