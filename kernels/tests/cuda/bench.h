@@ -90,7 +90,7 @@ static void bench_solver(size_t n, size_t tokens) {
                                      columns.handle, codes.handle, objective.handle, stream);
   });
   bench("refits and descent, a round", 4.0 * square, 4.0 * cube, [&] {
-    return aq_cuda_refine_codes(weights.handle, n, n, 2, 64, AQ_ZERO_POINT_REAL, n, factor.handle, 1, 1, codes.handle, scale.handle,
+    return aq_cuda_refine_codes(weights.handle, n, n, 2, 64, AQ_ZERO_POINT_REAL, n, factor.handle, 1, 1, 1, codes.handle, scale.handle,
                                 zero.handle, objective.handle, stream);
   });
 }

@@ -140,11 +140,12 @@ static void run_solver(const solver_case &c) {
                                  o.handle, codes.own.handle, objective.own.handle, stream));
   codes.compare("codes of feedback", where);
   objective.compare("objective of feedback", where);
-  for (int32_t refit = 0; refit < 2; refit++) {
+  for (int32_t turn = 0; turn < 3; turn++) { /* without refits, with them, and with sweeps */
+    const int32_t refit = turn > 0, rounds = turn == 1 ? 2 : 1, sweeps = turn == 1 ? 1 : 2;
     BOTH("refine",
-         aq_refine_codes(weights.data(), rows, n, c.bits, c.group_size, c.kind, block, damped.data(), refit, 1 + refit,
+         aq_refine_codes(weights.data(), rows, n, c.bits, c.group_size, c.kind, block, damped.data(), refit, rounds, sweeps,
                          codes.expected.data(), scale.expected.data(), zero.expected.data(), objective.expected.data(), work.data(), AQ_ISA_SCALAR, 1),
-         aq_cuda_refine_codes(w.handle, rows, n, c.bits, c.group_size, c.kind, block, m.handle, refit, 1 + refit, codes.own.handle,
+         aq_cuda_refine_codes(w.handle, rows, n, c.bits, c.group_size, c.kind, block, m.handle, refit, rounds, sweeps, codes.own.handle,
                               scale.own.handle, zero.own.handle, objective.own.handle, stream));
     codes.compare("codes", where);
     scale.compare("refitted scales", where);
@@ -172,10 +173,10 @@ static void run_solver_refusals(void) {
   expect_status("no columns in a block", where, feedback(o, u, good, 0), AQ_E_SHAPE);
   expect_status("a scale of 0", where, feedback(b, z, good, 2), AQ_E_VALUE);
   expect_status("a code of four bits", where,
-                aq_cuda_refine_codes(o.handle, 2, 2, 2, 0, 0, 2, o.handle, 1, 1, high.handle, u.handle, u.handle, objective.handle, stream),
+                aq_cuda_refine_codes(o.handle, 2, 2, 2, 0, 0, 2, o.handle, 1, 1, 1, high.handle, u.handle, u.handle, objective.handle, stream),
                 AQ_E_VALUE);
   expect_status("a wrong kind", where,
-                aq_cuda_refine_codes(o.handle, 2, 2, 2, 0, 3, 2, o.handle, 1, 1, codes.handle, u.handle, u.handle, objective.handle, stream),
+                aq_cuda_refine_codes(o.handle, 2, 2, 2, 0, 3, 2, o.handle, 1, 1, 1, codes.handle, u.handle, u.handle, objective.handle, stream),
                 AQ_E_ARGUMENT);
   expect_status("too small", where, aq_cuda_factor_moment(o.handle, 99, u.handle, stream), AQ_E_SHAPE);
 }
