@@ -13,7 +13,7 @@ export const MODEL_SIZES = ["7B"] as const;
 type ModelSize = (typeof MODEL_SIZES)[number];
 
 /** Values of `--parts`. */
-export const SOLVER_SPEED_PARTS = ["kernels", "widths", "effort", "models"] as const;
+export const SOLVER_SPEED_PARTS = ["kernels", "widths", "effort", "models", "statistics"] as const;
 export type SolverSpeedPart = (typeof SOLVER_SPEED_PARTS)[number];
 
 /** Rows and columns of a layer. */

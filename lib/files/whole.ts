@@ -121,7 +121,7 @@ export function readOwnText(path: string, maxBytes: number): string | undefined 
  */
 export function writeWhole(
   path: string,
-  content: string | Uint8Array | Iterable<string>,
+  content: string | Uint8Array | Iterable<string | Uint8Array>,
   syncs = true,
 ): FileDigest {
   const pieces = typeof content === "string" || content instanceof Uint8Array ? [content] : content;

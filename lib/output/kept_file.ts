@@ -1,5 +1,6 @@
 /** Headers with arrays behind them, a file each in the work folder: whole, or as good as absent. */
 import { Buffer } from "node:buffer";
+import { createHash } from "node:crypto";
 import { ownKind, readWhole, sha256, writeWhole } from "../files/whole.ts";
 
 const ARRAYS = { Uint8Array, Uint16Array, Uint32Array, Float32Array, Float64Array } as const;
@@ -42,8 +43,9 @@ export function writeKept<Header>(
     bytes: array.byteLength,
   }));
   const line = JSON.stringify({ identity, header, arrays: forms } satisfies Content<Header>);
-  const content = Buffer.concat([Buffer.from(`${line}\n`), ...parts]);
-  writeWhole(path, Buffer.concat([Buffer.from(`${sha256(content)}\n`), content]), syncs);
+  const content = [Buffer.from(`${line}\n`), ...parts], hash = createHash("sha256");
+  for (const part of content) hash.update(part);
+  writeWhole(path, [`${hash.digest("hex")}\n`, ...content], syncs);
 }
 
 /** Reads a file; undefined where there is none of this identity, or it is not as it was written. */

@@ -29,9 +29,10 @@ const isSolved = (config: ConfigInForce, row: PlanRow): boolean =>
   !isRounded(config, row);
 
 /** Passes over a layer's moment, for each of its rows. */
-function passesOf(config: ConfigInForce, settings: SolverSettings): number {
+function passesOf(config: ConfigInForce, settings: SolverSettings, bits: number): number {
   if (config.solver === "feedback") return FEEDBACK_PASSES;
-  const { starts, refinesEach, rounds, ratios } = stepsOf(settings), count = Math.min(starts, ratios.length);
+  const { starts, refinesEach, rounds, ratios } = stepsOf(settings, bits),
+    count = Math.min(starts, 1 + ratios.length);
   const refined = rounds * (GRADIENT_PASSES + ROUND_PASSES);
   return count * FEEDBACK_PASSES + (refinesEach ? count : 1) * refined;
 }
@@ -47,7 +48,7 @@ export function layerCost(config: ConfigInForce, row: PlanRow): number {
   const { block } = chooseMoment(settings, { cols, positions: Infinity, formats: [form] });
   if (block === 1) return byWeights;
   const steps = settingsFor(settings, { rows, cols, block });
-  const passes = row.codes === "trellis" ? trellisPasses(stepsOf(steps), block) : passesOf(config, steps);
+  const passes = row.codes === "trellis" ? trellisPasses(stepsOf(steps, row.bits!), block) : passesOf(config, steps, row.bits!);
   // Its moment is factored for it as well.
   return moved + SECONDS.multiplyAdd * (passes * rows * cols * block + cols * block * block / 3);
 }

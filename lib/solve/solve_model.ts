@@ -27,6 +27,7 @@ import type { Solvable } from "../calibration/statistics/alone.ts";
 import { rowWeights } from "../calibration/collect.ts";
 import {
   chooseMoment,
+  chooseSaved,
   type MomentChoice,
   momentLine,
   momentText,
@@ -305,19 +306,21 @@ class ModelSolver<Batch> {
 
   /** The structure that is solved with: as it is chosen, or as far as it was saved. */
   #structure(stage: LayerStage): MomentChoice {
-    const choice = this.#choose(stage, this.#positions(stage)),
-      { name, weights: { cols } } = stage.layers[0]!;
-    const saved = this.statistics?.inputOf(name).block ?? cols;
-    return saved < choice.block ? { block: saved, reason: "as saved" } : choice;
+    const choice = this.#choose(stage, this.#positions(stage)), { formats, layers: [first] } = stage;
+    const { name, weights: { cols } } = first!, saved = this.statistics?.inputOf(name).block ?? cols;
+    return chooseSaved(this.options.settings, choice, { cols, saved, formats });
   }
 
   /** Saved moments of a stage's inputs in the structure that is wanted. */
   #known(statistics: CalibrationStatistics, stage: LayerStage): Gathered {
     const { settings } = this.options, [first] = stage.layers;
-    const gathered = known(statistics, first!), { block } = this.#choose(stage, this.#positions(stage));
+    const gathered = known(statistics, first!), isAsked = settings.moment !== "auto";
+    const choice = this.#choose(stage, this.#positions(stage));
+    const saved = gathered.moments.block ?? gathered.moments.cols;
+    const own = isAsked ? choice : this.#structure(stage);
     const moments = savedMoments(first!.name, gathered.moments, {
-      wanted: block,
-      isAsked: settings.moment !== "auto",
+      wanted: own.block < saved ? own.block : choice.block,
+      isAsked,
       formats: stage.formats,
     });
     return { ...gathered, moments };

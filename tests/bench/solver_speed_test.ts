@@ -42,6 +42,7 @@ const SCALE = {
   hidden: 64,
   models: 0,
   effort: { rows: 300, cols: 64, tokens: 96 },
+  statistics: 256,
 };
 
 const STEPS = ["moments", "factorization", "corrected targets", "feedback", "refinement", "whole solve"];
@@ -65,16 +66,26 @@ describe("the solver-speed suite", () => {
     expect(report.goals.map(({ goal }) => goal)).toEqual([
       ...STEPS.map((step) => `${step}, 64 × 96`),
       ...ELSEWHERE,
+      "best from statistics, Q4_K, FLUX's shape",
     ]);
+    const saved = report.rows.filter((row) => "ofClip" in row) as { solver: string; ofClip: number }[];
+    expect(saved.map(({ solver }) => solver)).toEqual(["clip", "best"]);
+    expect(saved[0]!.ofClip).toBe(1);
     for (const { met, measured } of report.goals.slice(0, STEPS.length)) {
       expect([typeof met, typeof measured]).toEqual(["boolean", "string"]);
     }
     expect(report.rows.filter((row) => "what" in row).map(({ model }) => model)).toEqual([
       "Dream, 2 layers of width 64",
     ]);
-    const efforts = report.rows.filter((row) => "steps" in row) as { objective: number; groupSize: number }[];
-    for (const groupSize of [0, 64]) {
-      const own = efforts.filter((row) => row.groupSize === groupSize).map(({ objective }) => objective);
+    const efforts = report.rows.filter((row) => "steps" in row) as {
+      objective: number;
+      bits: number;
+      groupSize: number;
+    }[];
+    for (const [bits, groupSize] of [[2, 0], [2, 64], [4, 64]]) {
+      const own = efforts.filter((row) => row.bits === bits && row.groupSize === groupSize).map((
+        { objective },
+      ) => objective);
       expect(own.length).toBe(9);
       // more of the same steps never leave more
       for (const [more, less] of [[2, 1], [4, 3], [5, 4], [6, 5]]) {
@@ -116,7 +127,11 @@ describe("the solver-speed suite", () => {
     expect(report.goals.map(({ goal }) => goal)).toEqual([
       ...STEPS.map((step) => `${step}, 1048576 × 65536`),
       ...ELSEWHERE,
+      "best from statistics, Q4_K, FLUX's shape",
     ]);
+    const saved = report.rows.filter((row) => "ofClip" in row) as { solver: string; ofClip: number }[];
+    expect(saved.map(({ solver }) => solver)).toEqual(["clip", "best"]);
+    expect(saved[0]!.ofClip).toBe(1);
     for (const { met, reason } of report.goals) expect([met, typeof reason]).toEqual([null, "string"]);
     expect(report.goals[0]!.reason).toMatch(/needs .* GB of memory, got/);
     expect(report.skipped[0]!.what).toBe("kernels at 1048576 × 65536");

@@ -2,7 +2,7 @@
 import type { Kernels } from "../../native/mod.ts";
 import { factorMoments } from "../../quant/mod.ts";
 import { accumulateMoment, emptyMoments } from "../../quant/solvers/moments.ts";
-import { type Steps, stepsOf } from "../../quant/solvers/effort.ts";
+import { FINE_BITS, type Steps, stepsOf } from "../../quant/solvers/effort.ts";
 import { solvePlain } from "../../quant/solvers/plain.ts";
 import { DEFAULT_SOLVER_SETTINGS } from "../../quant/solvers/settings.ts";
 import { total } from "../../quant/solvers/steps.ts";
@@ -34,7 +34,10 @@ const NONE: Steps = {
   refit: true,
   annealing: 0,
 };
-const effort = (name: "low" | "medium" | "high") => stepsOf({ ...DEFAULT_SOLVER_SETTINGS, effort: name });
+/** Bits at which efforts have the steps of the table. */
+const COARSE_BITS = FINE_BITS - 1;
+const effort = (name: "low" | "medium" | "high") =>
+  stepsOf({ ...DEFAULT_SOLVER_SETTINGS, effort: name }, COARSE_BITS);
 
 /** From the fewest passes to the most. */
 const LADDER: readonly (readonly [steps: string, Steps])[] = [
@@ -70,19 +73,26 @@ function dependentInputs({ tokens, cols }: EffortShape, seed: number): Float32Ar
   return x;
 }
 
-/** Solves one layer, 2 bits, with each rung of the ladder. @param groupSize 0 is a whole row */
+/** How the layer is stored; groups of 0 are whole rows. */
+export interface EffortForm {
+  readonly bits: 2 | 4;
+  readonly groupSize: 0 | 64;
+}
+
+/** Solves one layer with each rung of the ladder. */
 export function measureEffort(
   kernels: Kernels,
   shape: EffortShape,
-  groupSize: 0 | 64,
+  form: EffortForm,
   seed: number,
 ): EffortRow[] {
   const { rows, cols, tokens } = shape, moments = { ...emptyMoments(cols), tokens, weight: tokens };
   accumulateMoment(kernels, dependentInputs(shape, seed), undefined, undefined, tokens, moments.second);
   const moment = factorMoments(kernels, moments, { takesSums: true }),
     weights = gaussianWeights(rows * cols, seed + 1, 1);
-  const problem = { kernels, weights, rows, cols, moment, bits: 2, groupSize, zeroPoint: "real" } as const;
-  return LADDER.map(([steps, own]) => {
+  const problem = { kernels, weights, rows, cols, moment, ...form, zeroPoint: "real" } as const;
+  return LADDER.map(([name, own]) => {
+    const steps = form.bits < FINE_BITS ? name : name.replace(/: effort .*/, "");
     let objective = NaN;
     const seconds = secondsOf(() => objective = total(solvePlain(problem, own).candidate.objective));
     return { steps, seconds, objective };
@@ -93,11 +103,11 @@ export function measureEffort(
 export function effortSection(
   rows: readonly EffortRow[],
   { rows: height, cols }: EffortShape,
-  groupSize: number,
+  { bits, groupSize }: EffortForm,
 ): Section {
   const first = rows[0]!.objective;
   return tableOf(
-    `What further passes gain, ${height} × ${cols}, 2 bits, ${
+    `What further passes gain, ${height} × ${cols}, ${bits} bits, ${
       groupSize === 0 ? "whole rows" : `groups of ${groupSize}`
     }`,
     [

@@ -33,7 +33,13 @@ import { secondsOf } from "../timing.ts";
 import { type LayerShape, SOLVER_SPEED_PARTS, type SolverSpeedPart } from "../options.ts";
 import { type Blas, openBlas } from "./blas.ts";
 import { type CountedKernels, countedKernels, type KernelTotals } from "./counted.ts";
-import { type EffortRow, effortSection, type EffortShape, measureEffort } from "./effort.ts";
+import { type EffortForm, type EffortRow, effortSection, type EffortShape, measureEffort } from "./effort.ts";
+import {
+  measureFromStatistics,
+  statisticsGoals,
+  type StatisticsRow,
+  statisticsSection,
+} from "./from_statistics.ts";
 
 /** A layer whose kernels are measured: rows and columns, inputs, and how much of `best` is run. */
 interface MeasuredShape extends LayerShape {
@@ -56,6 +62,8 @@ export interface SolverSpeedScale {
   readonly models: number;
   /** Layer that is solved with more and more steps. */
   readonly effort: EffortShape;
+  /** Width of the block that is solved from statistics. */
+  readonly statistics: number;
 }
 
 /** Columns from which a layer is measured once, with fewer inputs. */
@@ -74,6 +82,7 @@ const FULL_SCALE: SolverSpeedScale = {
   hidden: 1792,
   models: Infinity,
   effort: { rows: 1024, cols: 2048, tokens: 4096 },
+  statistics: 3072,
 };
 const QUICK_SCALE: SolverSpeedScale = {
   shapes: [
@@ -86,11 +95,18 @@ const QUICK_SCALE: SolverSpeedScale = {
   hidden: undefined,
   models: 1,
   effort: { rows: 512, cols: 512, tokens: 1024 },
+  statistics: 512,
 };
 
 /** Bits, groups and calibration positions of everything that is solved here. */
 const FORM = { bits: 2, groupSize: 64, zeroPoint: "real" } as const;
 const POSITIONS = 4096;
+/** Forms of the layer that is solved with more and more steps. */
+const EFFORT_FORMS: readonly EffortForm[] = [
+  { bits: 2, groupSize: 0 },
+  { bits: 2, groupSize: 64 },
+  { bits: 4, groupSize: 64 },
+];
 
 /** Shares of the product's rate that are wanted. */
 const KERNEL_SHARE = 0.6, SOLVE_SHARE = 0.5;
@@ -487,7 +503,7 @@ export type SolverSpeedRow = ReturnType<typeof rowOf>;
 function rowOf(
   { environment }: BenchContext,
   threads: number,
-  measured: MeasuredStep | Forecast | WholeRun | EffortRow,
+  measured: MeasuredStep | Forecast | WholeRun | EffortRow | StatisticsRow,
 ) {
   const { backend, isa, runtime, processor } = environment;
   return { suite: "solver-speed" as const, threads, backend, isa, runtime, processor, ...measured };
@@ -631,11 +647,15 @@ async function measure(context: BenchContext, full: SolverSpeedScale): Promise<S
   const forecasts = scale.width === 1 && isWanted("widths")
     ? PUBLISHED.flatMap((model) => forecastsOf(model, times))
     : [];
-  const efforts = (isWanted("effort") ? [0, FORM.groupSize] as const : []).map((groupSize) => {
-    progress(`what further passes gain, ${groupSize === 0 ? "whole rows" : `groups of ${groupSize}`}`);
-    return { groupSize, rows: measureEffort(kernels, scale.effort, groupSize, options.seed) };
+  const efforts = (isWanted("effort") ? EFFORT_FORMS : []).map((form) => {
+    const { bits, groupSize } = form;
+    progress(
+      `what further passes gain, ${bits} bits, ${groupSize === 0 ? "whole rows" : `groups of ${groupSize}`}`,
+    );
+    return { form, rows: measureEffort(kernels, scale.effort, form, options.seed) };
   });
   const runs = isWanted("models") ? await measureRuns(context, kernels, scale) : [];
+  const saved = isWanted("statistics") ? await measureFromStatistics(context, kernels, scale.statistics) : [];
   const skipped: Skipped[] = [...reasons].map(([shape, reason]) => ({
     what: `kernels at ${nameOf(shape)}`,
     reason,
@@ -652,15 +672,19 @@ async function measure(context: BenchContext, full: SolverSpeedScale): Promise<S
   return {
     sections: [
       ...sectionsOf(threads, steps, [...times.values()], forecasts, runs),
-      ...efforts.map(({ rows, groupSize }) => effortSection(rows, scale.effort, groupSize)),
+      ...efforts.map(({ rows, form }) => effortSection(rows, scale.effort, form)),
+      statisticsSection(saved),
     ].filter(({ rows }) => rows.length > 0),
     rows: [
-      ...[...steps, ...forecasts, ...runs].map((each) => rowOf(context, threads, each)),
-      ...efforts.flatMap(({ rows, groupSize }) =>
-        rows.map((row) => ({ ...rowOf(context, threads, row), groupSize }))
+      ...[...steps, ...forecasts, ...runs, ...saved].map((each) => rowOf(context, threads, each)),
+      ...efforts.flatMap(({ rows, form }) =>
+        rows.map((row) => ({ ...rowOf(context, threads, row), ...form }))
       ),
     ],
-    goals: goalsOf(scale, { steps, forecasts, runs, reasons }, isWanted),
+    goals: [
+      ...goalsOf(scale, { steps, forecasts, runs, reasons }, isWanted),
+      ...statisticsGoals(saved, scale.statistics === FULL_SCALE.statistics),
+    ],
     skipped,
   };
 }

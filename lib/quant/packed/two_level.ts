@@ -84,10 +84,13 @@ export function groupAffine(tensor: PackedTensor): GroupAffine {
   const bytes = subCodeBytes(cols, groupSize, scaleBits), supers = superblockCount(cols);
   const superGroups = SUPERBLOCK_SIZE / groupSize;
   for (let row = 0, i = 0; row < rows; row++) {
-    for (let group = 0; group < groups; group++, i++) {
-      const at = row * supers + Math.floor(group / superGroups);
-      scale[i] = superScale[at]! * readCode(subScale, row * bytes, group, scaleBits);
-      offset[i] = -superMin[at]! * readCode(subMin, row * bytes, group, scaleBits);
+    const start = row * bytes;
+    for (let own = 0, group = 0; own < supers; own++) {
+      const step = superScale[row * supers + own]!, least = -superMin[row * supers + own]!;
+      for (const end = Math.min(groups, group + superGroups); group < end; group++, i++) {
+        scale[i] = step * readCode(subScale, start, group, scaleBits);
+        offset[i] = least * readCode(subMin, start, group, scaleBits);
+      }
     }
   }
   return { scale, offset };
@@ -153,7 +156,7 @@ export function fitTwoLevel(
 
 /** Code `index` of a bit stream that starts at byte `start`. */
 function readCode(stream: Uint8Array, start: number, index: number, bits: number): number {
-  const bit = index * bits, shift = bit % 8, at = start + (bit - shift) / 8;
+  const bit = index * bits, shift = bit & 7, at = start + (bit - shift) / 8;
   const next = shift + bits > 8 ? stream[at + 1]! : 0;
-  return (stream[at]! | next << 8) >> shift & (2 ** bits - 1);
+  return (stream[at]! | next << 8) >> shift & ((1 << bits) - 1);
 }

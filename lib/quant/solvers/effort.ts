@@ -40,8 +40,17 @@ export function settingsFor(settings: SolverSettings, { rows, cols, block }: Lay
   return settings.effort === "medium" && isSmall ? { ...settings, effort: "high" } : settings;
 }
 
-/** Steps of `best`. */
-export function stepsOf({ effort, ratios, refit, annealing, rounds }: SolverSettings): Steps {
+/**
+ * Bits from which error feedback on the range that `clip` finds leaves little to refine: three rounds take 5 % off a
+ * layer's error, other ranges nothing, at four to ten times the time (docs/solvers.md).
+ */
+export const FINE_BITS = 4;
+
+/** Steps of `best` for a number of bits. */
+export function stepsOf({ effort, ratios, refit, annealing, rounds }: SolverSettings, bits: number): Steps {
+  if (bits >= FINE_BITS && effort !== "high" && rounds === null) {
+    return { ...STEPS.low, rounds: 0, ratios: [], refit, annealing };
+  }
   const own = STEPS[effort];
   return { ...own, ratios, refit, annealing, rounds: rounds ?? own.rounds };
 }

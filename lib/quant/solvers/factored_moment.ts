@@ -355,7 +355,7 @@ export function sampleRows(matrix: Float32Array, cols: number, count: number): F
 }
 
 /** Most rows of which {@linkcode typicalPower} takes all. */
-const POWER_ROWS = 1024;
+const POWER_ROWS = 256;
 
 /** {@linkcode outputPower}, of many rows by some of them: a report needs no more, and all take a pass over the moment. */
 export function typicalPower(

@@ -18,7 +18,7 @@ export function feedback(problem: MomentProblem): Solution {
 
 /** Refits and descent from the best ranges, then annealing where the settings ask for it. */
 export function best(problem: MomentProblem, settings: SolverSettings): Solution {
-  return solve(problem, stepsOf(settings));
+  return solve(problem, stepsOf(settings, problem.bits));
 }
 
 function solve(problem: MomentProblem, steps: Steps): Solution {

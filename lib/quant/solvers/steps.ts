@@ -69,9 +69,12 @@ export function scalesOf(tensor: PackedTensor): GroupScales {
     const middle = () => new Float32Array(scale.length).fill(2 ** (bits - 1));
     return { scale, zeroPoint: zeroPoint === undefined ? middle() : Float32Array.from(halves(zeroPoint)) };
   }
-  const { scale, offset } = groupAffine(tensor);
-  for (let i = 0; i < scale.length; i++) if (scale[i] === 0) scale[i] = NO_SCALE;
-  return { scale, zeroPoint: offset.map((value, i) => -value / scale[i]!) };
+  const { scale, offset: zeroPoint } = groupAffine(tensor);
+  for (let i = 0; i < scale.length; i++) {
+    if (scale[i] === 0) scale[i] = NO_SCALE;
+    zeroPoint[i] = -zeroPoint[i]! / scale[i]!;
+  }
+  return { scale, zeroPoint };
 }
 
 /** Error feedback with given scales and zero points. */

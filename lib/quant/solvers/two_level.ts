@@ -29,7 +29,7 @@ import { solvePlain } from "./plain.ts";
 import type { MomentProblem } from "./problem.ts";
 import type { Steps } from "./effort.ts";
 import type { Solution } from "./settings.ts";
-import { fromStarts } from "./starts.ts";
+import { bestStarts, fromStarts, type Start } from "./starts.ts";
 
 /** Scales and zero points with the two levels that they come from. */
 interface TwoLevelStart extends GroupScales {
@@ -53,28 +53,32 @@ function twoLevelStart(problem: MomentProblem, { scale, zeroPoint }: GroupScales
  * start from the plain solution with its refitted scales; then descent on what that left.
  */
 export function solveTwoLevel(problem: MomentProblem, steps: Steps): Solution {
-  const { kernels, rows, cols, bits, groupSize } = problem,
-    { ratios, rounds, sweeps, refit, annealing } = steps;
-  const searched = clipped(problem);
+  const { kernels, rows, cols, bits, groupSize, zeroPoint } = problem;
+  const { ratios, rounds, sweeps, refit, annealing } = steps;
   const share = (from: number, to: number) => (part: number) => problem.onShare?.(from + part * (to - from));
   const isSixBits = problem.scaleBits === 8 && bits === 8;
   const plainShare = rounds > 0 && refit && !isSixBits ? 0.4 : 0;
   const onLevels: MomentProblem = { ...problem, zeroPoint: "real", onShare: share(plainShare, 1) };
-  const fit = (scales: GroupScales) => twoLevelStart(problem, scales);
-  if (isSixBits) return solveSixBits(onLevels, searched as TwoLevelTensor, steps);
-  const starts: TwoLevelStart[] = [{
-    ...scalesOf(searched),
-    levels: searched as typeof searched & TwoLevelScales,
-  }];
-  for (const ratio of rounds > 0 ? ratios : [1]) starts.push(fit(rangeScales(problem, ratio)));
+  if (isSixBits) return solveSixBits(onLevels, clipped(problem) as TwoLevelTensor, steps);
+  const starts: Start<TwoLevelStart>[] = [
+    (own) => {
+      const levels = clipped({ ...own, zeroPoint }) as TwoLevelTensor;
+      return { ...scalesOf(levels), levels };
+    },
+    ...(rounds > 0 ? ratios : ratios.filter((ratio) => ratio === 1)).map(
+      (ratio): Start<TwoLevelStart> => (own) => twoLevelStart(own, rangeScales({ ...own, zeroPoint }, ratio)),
+    ),
+  ];
   if (plainShare > 0) {
-    const plain = { ...problem, scaleBits: undefined, onShare: share(0, plainShare) };
-    starts.push(fit(solvePlain(plain, { ...steps, annealing: 0 }).candidate));
+    starts.push((own) => {
+      const plain = { ...own, zeroPoint, scaleBits: undefined, onShare: own.onShare && share(0, plainShare) };
+      return twoLevelStart(own, solvePlain(plain, { ...steps, annealing: 0 }).candidate);
+    });
   }
   const fixed = { rounds, sweeps, refit: false, refinesEach: steps.refinesEach };
-  const found = fromStarts(onLevels, starts.map((start) => () => start), fixed);
+  const found = fromStarts(onLevels, bestStarts(onLevels, starts, steps.starts), fixed);
   const { best, scales, taken, firstObjective } = found;
-  const levels = mapLevels(starts[0]!.levels, (array) => array.slice() as typeof array);
+  const levels = mapLevels(scales[0]!.levels, (array) => array.slice() as typeof array);
   for (const [row, start] of taken.entries()) copyLevelsRow(levels, scales[start]!.levels, row, rows);
   if (annealing > 0) {
     keepBetterRows(best, anneal({ ...onLevels, onShare: undefined }, best, { annealing, ...fixed }));
