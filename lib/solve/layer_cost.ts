@@ -48,7 +48,9 @@ export function layerCost(config: ConfigInForce, row: PlanRow): number {
   const { block } = chooseMoment(settings, { cols, positions: Infinity, formats: [form] });
   if (block === 1) return byWeights;
   const steps = settingsFor(settings, { rows, cols, block });
-  const passes = row.codes === "trellis" ? trellisPasses(stepsOf(steps, row.bits!), block) : passesOf(config, steps, row.bits!);
+  const passes = row.codes === "trellis"
+    ? trellisPasses(stepsOf(steps, row.bits!), block)
+    : passesOf(config, steps, row.bits!);
   // Its moment is factored for it as well.
   return moved + SECONDS.multiplyAdd * (passes * rows * cols * block + cols * block * block / 3);
 }
