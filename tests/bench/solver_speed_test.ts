@@ -86,12 +86,12 @@ describe("the solver-speed suite", () => {
       const own = efforts.filter((row) => row.bits === bits && row.groupSize === groupSize).map((
         { objective },
       ) => objective);
-      expect(own.length).toBe(9);
+      expect(own.length).toBeGreaterThan(9);
       // more of the same steps never leave more
-      for (const [more, less] of [[2, 1], [4, 3], [5, 4], [6, 5]]) {
+      for (const [more, less] of [[2, 1], [4, 2], [7, 5], [8, 4]]) {
         expect(own[more!]!).toBeLessThanOrEqual(own[less!]! * (1 + 1e-5));
       }
-      expect(own[8]!).toBeLessThan(own[0]!);
+      expect(own.at(-1)!).toBeLessThan(own[0]!);
     }
     for (const line of formatReport(report)) expect([line, line.length <= 120]).toEqual([line, true]);
   }, 120_000);
