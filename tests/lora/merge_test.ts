@@ -7,7 +7,7 @@ import { quantizeFor } from "../../lib/interop/mod.ts";
 import { loraEvents, mergeLoras } from "../../lib/lora/mod.ts";
 import { openKernels } from "../../lib/native/mod.ts";
 import { quantizeCheckpoint, type RunReport } from "../../lib/pipeline/mod.ts";
-import { openCheckpoint } from "../../lib/tensor/mod.ts";
+import { openCheckpoint, SafetensorsFile } from "../../lib/tensor/mod.ts";
 import {
   gaussian,
   matrix,
@@ -567,4 +567,32 @@ describe("refuses with nothing written", () => {
     writeFileSync(path, readFileSync(path).subarray(0, -8));
     expect(message(path)).toContain("Cannot read");
   });
+});
+
+describe("PEFT's own merge (tests/lora/peft_golden.py)", () => {
+  const GOLDEN = join(import.meta.dirname!, "peft");
+  for (const name of ["plain", "rslora", "patterns"]) {
+    test(`${name}: its names are found, and its weights come out within 1e-6`, () => {
+      const folder = join(GOLDEN, name), model = place.fresh("base");
+      mkdirSync(model);
+      cpSync(join(folder, "base.safetensors"), join(model, "model.safetensors"));
+      using base = openCheckpoint(model);
+      using wanted = SafetensorsFile.open(join(folder, "merged.safetensors"));
+      using result = mergeLoras(base, [{ path: join(folder, "adapter") }]);
+      const read = (file: { read(name: string): { buffer: ArrayBufferLike } }, tensor: string) =>
+        new Float32Array(file.read(tensor).buffer);
+      const changed = [...wanted.tensors.keys()];
+      expect(changed.length).toBe(4);
+      for (const tensor of base.tensors.keys()) {
+        const got = read(result.checkpoint, tensor), own = read(base, tensor);
+        if (!changed.includes(tensor)) {
+          expect(got).toEqual(own);
+          continue;
+        }
+        const merged = read(wanted, tensor);
+        expect(Math.max(...got.map((value, i) => Math.abs(value - merged[i]!)))).toBeLessThan(1e-6);
+        expect(Math.max(...got.map((value, i) => Math.abs(value - own[i]!)))).toBeGreaterThan(0.01);
+      }
+    });
+  }
 });
