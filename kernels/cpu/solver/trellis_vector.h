@@ -2,8 +2,8 @@
  * solver/vector.h; every lane repeats the oracle's operations in its order. */
 #include "trellis.h"
 
-/* Columns whose products with a chunk are made at once. */
-#define AQ_TRELLIS_PART 128
+/* Columns whose products with a chunk are made at once: few enough for their rows of a wide moment to stream. */
+#define AQ_TRELLIS_PART 16
 
 AQ_INLINE vu v_load_bits(const float *p) {
   vu v;
