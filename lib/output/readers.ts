@@ -18,7 +18,7 @@ export const STORED_FORMS: readonly StoredForm[] = [
     readers: { text: "ArrowQuant", image: "ArrowQuant", other: "ArrowQuant" },
     wayOut:
       "plain safetensors for other programs: arrowquant export --to safetensors; for compressed-tensors' form: " +
-      "--zero-point symmetric or integer, and groups that divide every layer's columns",
+      "uniform codes, --zero-point symmetric or integer, and groups that divide every layer's columns",
   },
   {
     method: "compressed-tensors",

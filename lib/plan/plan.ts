@@ -112,6 +112,7 @@ export function planQuantization(checkpoint: Checkpoint, config: Config, bitPlan
     family: context.family?.name,
     warnings: [
       ...nothingQuantized(rows),
+      ...withoutTrellis(rows, config),
       ...ofUnknownFamily(rows),
       ...fallbacks(rows),
       ...unmatched(names, config),
@@ -292,6 +293,15 @@ function nothingQuantized(rows: readonly PlanRow[]): string[] {
       why === "" ? "there is none" : why
     }); --dry-run lists them`,
   ];
+}
+
+/** The warning of trellis codes that no layer has. */
+function withoutTrellis(rows: readonly PlanRow[], { codes }: Pick<Config, "codes">): string[] {
+  const quantized = rows.filter(({ action }) => action === "quantize");
+  if (codes !== "trellis" || quantized.length === 0 || quantized.some((row) => row.codes === codes)) {
+    return [];
+  }
+  return [`no layer has trellis codes, which are of ${TRELLIS_BITS.join(" or ")} bits: all are uniform`];
 }
 
 /** Warnings of names and patterns of the configuration that concern no tensor. */

@@ -140,6 +140,16 @@ describe("planQuantization", () => {
     ]);
   });
 
+  test("warns about trellis codes that no layer has", () => {
+    const warningsAt = (bit_width: number) =>
+      planOf({ "blocks.0.proj.weight": ["F32", [64, 64]], "blocks.1.proj.weight": ["F32", [64, 64]] }, {
+        ...{ bit_width, solver: "best", codes: "trellis", keep_patterns: ["nowhere"] },
+      }).warnings;
+    expect(warningsAt(2)).toHaveLength(1);
+    expect(warningsAt(4)).toHaveLength(2);
+    expect(warningsAt(4)[0]).toContain("no layer has trellis codes, which are of 2 bits");
+  });
+
   test("gives each matrix a grid that the target stores exactly, and says where rows rule it out", () => {
     const matrices: Record<string, [string, number[]]> = {
       "a.proj.weight": ["F32", [64, 256]],
