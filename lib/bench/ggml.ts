@@ -12,7 +12,7 @@ export const GGML_TYPES = ["q2_0", "tq2_0", "q2_K", "q3_K", "q4_0", "q4_1", "q4_
 export type GgmlType = typeof GGML_TYPES[number];
 
 /** Formats with code books, whose tables are made on first use (seconds): name, and ggml's number. */
-const GGML_CODEBOOK_TYPES = { iq2_xs: 17, iq2_s: 22 } as const;
+const GGML_CODEBOOK_TYPES = { iq2_xxs: 16, iq2_xs: 17, iq2_s: 22 } as const;
 export type GgmlCodebookType = keyof typeof GGML_CODEBOOK_TYPES;
 
 /** Formats of activations in ggml's dot products; their row quantizers are vectorized by hand. */
@@ -36,7 +36,7 @@ export interface Ggml {
     packed: Uint8Array,
     rows: number,
     cols: number,
-    /** `f32[cols]`, the weight of each column's squared error; iq2_xs ends the process without. */
+    /** `f32[cols]`, the weight of each column's squared error; iq2_xxs and iq2_xs end the process without. */
     importance?: Float32Array,
   ): number;
   /** Makes the tables of a code book, unless that was done: {@linkcode quantize} needs them. */

@@ -104,7 +104,7 @@ const TRELLIS_RATIOS: readonly RatioOf[] = [
 
 function trellisGoals(bench: KernelBench, group: Group, tokens: string, least: number): void {
   const speeds = TRELLIS_RATIOS.map(({ of, to }, i) =>
-    [["F32 activations", "8-bit activations"][i]!, group.speed(of, to)] as [string, Summary | undefined]
+    [["F32", "8-bit"][i]!, group.speed(of, to)] as [string, Summary | undefined]
   );
   bench.ratioGoal(`trellis / uniform of 2 bits, ${tokens}`, least, speeds, "");
 }

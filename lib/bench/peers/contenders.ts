@@ -1,5 +1,5 @@
 /** Contenders of the peers' suite: one more entry here is one more row. */
-import type { Solver } from "../../config/names.ts";
+import { type Solver, TRELLIS_BITS } from "../../config/names.ts";
 import type { Kernels } from "../../native/mod.ts";
 import type { BitWidth, GroupSize } from "../../quant/mod.ts";
 import type { Ggml } from "../ggml.ts";
@@ -43,12 +43,19 @@ const LADDER: readonly (readonly [name: string, overrides: Readonly<Record<strin
   ["+ correction of inputs", WITHOUT_STREAM],
   ["+ correction of the stream", ONE_CANDIDATE],
   ["best: + choice held out", { solver: "best" }],
+  ["best, trellis codes", { solver: "best", codes: "trellis" }],
 ];
+
+/** Whether a configuration exists for so many bits. */
+const existsAt = (bits: BitWidth, { codes }: Readonly<Record<string, unknown>>) =>
+  codes !== "trellis" || TRELLIS_BITS.includes(bits);
 
 export const ladderContenders = (options: ContenderOptions): Contender[] =>
   atEverySetting(
     options,
-    (setting) => LADDER.map(([name, overrides]) => pipelineContender(name, setting, overrides)),
+    (setting) =>
+      LADDER.filter(([, overrides]) => existsAt(setting.bits, overrides))
+        .map(([name, overrides]) => pipelineContender(name, setting, overrides)),
   );
 
 /** What `solver: auto` chooses between, and the sources of calibration data, as keys of the configuration. */
@@ -88,6 +95,9 @@ export function gridContenders(
       ...solvers.map((solver) => pipelineContender(solver, setting, ours(solver))),
       ...(hasPositionWeights && solvers.includes("best")
         ? [pipelineContender("best, positions alike", setting, ours("best"), "alike")]
+        : []),
+      ...(solvers.includes("best") && TRELLIS_BITS.includes(setting.bits)
+        ? [pipelineContender("best, trellis codes", setting, { ...ours("best"), codes: "trellis" })]
         : []),
       methodContender(hqq(setting)),
       methodContender(plain, { blockwise: true }),

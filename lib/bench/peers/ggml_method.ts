@@ -18,6 +18,7 @@ export const GGML_FORMATS = {
   q4_K: "optional",
   q8_0: "ignored",
   tq2_0: "ignored",
+  iq2_xxs: "required",
   iq2_xs: "required",
   iq2_s: "optional",
 } as const satisfies Partial<
@@ -41,7 +42,7 @@ export const blockOf = (format: GgmlFormat): number => format === "q8_0" ? SMALL
 /** Largest weight: that of a half-precision scale. */
 const MAX_MAGNITUDE = 65504;
 
-const isCodebook = (format: GgmlFormat): format is "iq2_xs" | "iq2_s" => format.startsWith("iq2");
+const isCodebook = (format: GgmlFormat): format is GgmlFormat & GgmlCodebookType => format.startsWith("iq2");
 
 /**
  * A format of ggml as a method. Bits are counted as the library writes them, the padding of a last

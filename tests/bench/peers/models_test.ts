@@ -224,13 +224,14 @@ describe("the suite", () => {
     const byName = new Map(report.rows.map((row) => [row["method"], row]));
     const isThere = report.skipped.every(({ what }) => !what.endsWith(": ggml"));
     if (!isThere) console.log("skipped: rows of ggml in the peers' suite");
-    expect(methods(report).slice(0, 10)).toEqual([
+    expect(methods(report).slice(0, 11)).toEqual([
       "full precision",
       "2 round, g 32",
       "2 clip, g 32",
       "2 feedback, g 32",
       "2 best, g 32",
       "2 best, positions alike, g 32",
+      "2 best, trellis codes, g 32",
       "2 HQQ, g 32",
       "2 GPTQ, g 32",
       "2 GPTQ at once, g 32",
