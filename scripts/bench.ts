@@ -98,7 +98,8 @@ const USAGE = {
     "--ignore-memory": "run models although memory looks too small for them",
     "--shard I/N":
       "measure part I of N of the models and bits, into shard-I-of-N of the folders of --report and --out; merge.ts makes " +
-      "one run of all, and a part that is measured already is left, unless --force; default: what the array task's environment says (Slurm, Kubernetes, Grid Engine); none: all",
+      "one run of all parts; a part that was measured before is skipped, unless --force is given; default: what the array " +
+      "task's environment says (Slurm, Kubernetes, Grid Engine); none: all",
     "Output": "",
     "--json": "print JSON instead of tables",
     "--out DIR": "also write bench.json and bench.txt there",

@@ -105,7 +105,7 @@ const USAGE = {
       "environment says (Slurm, Kubernetes, Grid Engine), which is printed; none: the whole",
     "--together MINUTES":
       "with --shard and calibration_mode: blocks: all parts run at the same time, each on its part of the samples, and " +
-      "add up what they find, stage by stage, through OUT; a part waits so long for another",
+      "exchange sums and solved layers through OUT; the longest time that a part waits for another one",
     "--dry-run": "show what would be done, and by which rules; write nothing",
     ...OUTPUT_OPTIONS,
     "--report DIR":
