@@ -107,7 +107,9 @@ export function changedOutputs(stored: Notebook, executed: Notebook, isSameMachi
       const plain = withoutTimes(textOf(data["text/plain"] ?? text));
       return [
         Object.keys(data).sort().join(),
-        isSameMachine ? plain : plain.split("\n")[0]!.replace(/\d+/g, "#"),
+        isSameMachine
+          ? plain
+          : plain.split("\n")[0]!.replace(/\d+/g, "#").replace(/native [\w#]+/, "native …"),
       ].join("\n");
     }).join("\n");
   return executed.cells.flatMap(({ outputs }, i) => {
