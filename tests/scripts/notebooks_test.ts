@@ -82,6 +82,7 @@ describe("notebooks.ts", () => {
     expect(changed("2 bits, took 3.5 s", "2 bits, took 4 s")).toBe(0);
     expect(changed("2 bits, took 3.5 s", "3 bits, took 3.5 s")).toBe(1);
     expect(changed("one", "another", false)).toBe(1);
+    expect(changed("native avx512_vnni (a)", "native avx512_vbmi (a)", false)).toBe(0);
     expect(changedOutputs(notebook("one"), notebook(), true)).toEqual([]);
   });
 
