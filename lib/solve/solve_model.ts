@@ -258,14 +258,17 @@ class ModelSolver<Batch> {
     const isOwn = layers.map((_, i) => team.solves(first + i) && isOpen(i)),
       known = new Map<string, SolvedLayer>();
     // All tasks have a part of the sums; targets that are made of the inputs themselves are made by all as well.
-    const gathered = await this.#gather(stage, isOwn.includes(true));
+    const gathered = await team.unlessSolved(
+      layers.map(({ name }) => name),
+      () => this.#gather(stage, isOwn.includes(true)),
+    );
     if (gathered !== undefined) {
       const inputs = this.#prepared(stage, gathered), gathering = performance.now() - started;
       const isShared = this.#full !== undefined && gathered.cross === undefined;
       for (const [i, layer] of layers.entries()) {
         if (!isOwn[i] && !(isShared && isOpen(i))) continue;
         const result = await team.unlessSolved(
-          layer.name,
+          [layer.name],
           () => this.#solveLayer(layer, inputs, stage.block, gathering, isOwn[i]),
         );
         if (result === undefined) continue;

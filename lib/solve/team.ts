@@ -37,12 +37,12 @@ const FIRST_LOOK_MILLISECONDS = 10, LOOK_MILLISECONDS = 1000;
 export const EXCHANGE_PREFIX = "blocks-";
 const SUMS_PREFIX = "sums-";
 
-/** Ends the part in a layer that another task has solved meanwhile: what it read is gone. */
+/** Ends the part in layers that other tasks have solved meanwhile: what they read is gone. */
 class AlreadySolved extends Error {}
 
 /** One candidate of a model, solved by several tasks. */
 export class Team {
-  #current: string | undefined;
+  #current: readonly string[] | undefined;
 
   constructor(
     readonly place: TeamPlace,
@@ -69,7 +69,7 @@ export class Team {
   /**
    * Sums of all tasks, in their order.
    *
-   * @throws {OutputError} where one does not come
+   * @throws {OutputError} where one does not come, or its sums are of another size
    * @throws {AlreadySolved} within {@linkcode unlessSolved} where nobody needs them any more
    */
   async all(stage: string, what: string, own: TeamSums): Promise<TeamSums> {
@@ -81,13 +81,14 @@ export class Team {
         index,
         () => {
           const kept = readKept<{ counts: number[] }>(this.#sumsPath(stage, what, index), this.identity);
-          if (kept === undefined && this.#current !== undefined && this.solved(this.#current)) {
-            throw new AlreadySolved();
-          }
+          const isOver = kept === undefined &&
+            this.#current?.every((name) => this.solved(name) !== undefined);
+          if (isOver === true) throw new AlreadySolved();
           return kept;
         },
       );
       const sums = arrays as Float64Array<ArrayBuffer>[];
+      this.#checkSizes(what, index, sums, own);
       if (total === undefined) total = { counts: [...counts], sums };
       else {
         for (const [i, value] of counts.entries()) total.counts[i]! += value;
@@ -97,9 +98,9 @@ export class Team {
     return total!;
   }
 
-  /** Takes part in solving a layer, until another task has solved it; undefined then. */
-  async unlessSolved<T>(name: string, run: () => Promise<T>): Promise<T | undefined> {
-    this.#current = name;
+  /** Takes part in solving layers, until other tasks have solved all of them; undefined then. */
+  async unlessSolved<T>(names: readonly string[], run: () => Promise<T>): Promise<T | undefined> {
+    this.#current = names;
     try {
       return await run();
     } catch (error) {
@@ -126,6 +127,18 @@ export class Team {
   forget(stage: string): void {
     const { folder, shard: { index } } = this.place, prefix = `${SUMS_PREFIX}${index}-${stageKey(stage)}-`;
     for (const name of listFolder(folder)) if (name.startsWith(prefix)) remove(join(folder, name));
+  }
+
+  /** @throws {OutputError} unless another task's sums have the sizes of this one's */
+  #checkSizes(what: string, index: number, sums: readonly Float64Array[], own: TeamSums): void {
+    const sizesOf = (all: readonly Float64Array[]) => all.map(({ length }) => length).join(", ");
+    const wanted = sizesOf(own.sums), got = sizesOf(sums), { shard: { count }, folder } = this.place;
+    if (got === wanted) return;
+    throw new OutputError(
+      `Cannot add up sums of ${what}: shard ${index}/${count} must have ${wanted} numbers, as this one, got ${got}: ` +
+        "by the memory of a machine moments are whole or in blocks; give all shards the same --max-memory, and --resume",
+      { path: folder },
+    );
   }
 
   #sumsPath(stage: string, what: string, index: number): string {
