@@ -191,6 +191,13 @@ int32_t aq_cuda_dequantize_trellis(aq_cuda_buffer packed, aq_cuda_buffer scale, 
   return aq_cuda_launched();
 }
 
+/* The same for a product with `tokens` rows. */
+static int32_t product_of(aq_cuda_buffer packed, aq_cuda_buffer scale, aq_cuda_buffer offset, size_t tokens, size_t rows,
+                          size_t cols, int32_t bits, size_t group_size, const aq_stream_state *on, aq_trellis *m) {
+  if (!aq_counts_allowed(tokens, cols) || !aq_counts_allowed(tokens, rows)) return AQ_E_SHAPE;
+  return trellis_of(packed, scale, offset, rows, cols, bits, group_size, on, m);
+}
+
 static unsigned product_blocks(size_t rows, size_t tokens) {
   return aq_cuda_blocks(rows * ((tokens + AQ_TOKENS - 1) / AQ_TOKENS), AQ_WARPS);
 }
@@ -203,7 +210,7 @@ int32_t aq_cuda_linear_trellis(aq_cuda_buffer x, size_t tokens, aq_cuda_buffer p
   const aq_stream_state *on = aq_cuda_use(stream, &status);
   if (!on) return status;
   aq_trellis m;
-  status = trellis_of(packed, scale, offset, rows, cols, bits, group_size, on, &m);
+  status = product_of(packed, scale, offset, tokens, rows, cols, bits, group_size, on, &m);
   const float *from = cols ? aq_cuda_view<float>(x, tokens * cols, on, &status) : 0;
   const float *add = bias ? aq_cuda_view<float>(bias, rows, on, &status) : 0;
   float *to = aq_cuda_view<float>(out, tokens * rows, on, &status);
@@ -221,7 +228,7 @@ int32_t aq_cuda_linear_trellis_int8(aq_cuda_buffer codes, aq_cuda_buffer x_scale
   const aq_stream_state *on = aq_cuda_use(stream, &status);
   if (!on) return status;
   aq_trellis m;
-  status = trellis_of(packed, scale, offset, rows, cols, bits, group_size, on, &m);
+  status = product_of(packed, scale, offset, tokens, rows, cols, bits, group_size, on, &m);
   const aq_token_codes x = {cols ? aq_cuda_view<uint8_t>(codes, tokens * cols, on, &status) : 0,
                             aq_cuda_view<float>(x_scale, tokens, on, &status),
                             aq_cuda_view<int32_t>(x_zero_point, tokens, on, &status)};
