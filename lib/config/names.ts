@@ -46,7 +46,7 @@ export const BIT_WIDTHS: readonly BitWidth[] = [2, 3, 4, 8];
 export const GROUP_SIZES: readonly GroupSize[] = [0, 16, 32, 64, 128, 256];
 export const ZERO_POINT_KINDS: readonly ZeroPointKind[] = ["real", "integer", "symmetric"];
 
-/** How a code gives a level: `uniform`, by itself; `trellis`, by a table that the codes before it choose from, too. */
+/** How a code gives a level: `uniform`, alone; `trellis`, together with the codes before it, by a table. */
 export type Codes = (typeof CODES)[number];
 export const CODES = ["uniform", "trellis"] as const;
 /** Bits that trellis codes can have. */

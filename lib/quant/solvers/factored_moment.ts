@@ -242,7 +242,7 @@ export function inOwnOrder(
     const { first, cols: width, at } = own, end = at + width ** 2;
     const part = { moment: moment.subarray(at, end), factor: factor.subarray(at, end) };
     factorBlock(kernels, "factor a moment", own, { ...part, order, diagonal, pivots }, 0, mean);
-    for (let k = 0; k < width; k++) part.moment[k * (width + 1)] = diagonal[first + k]!; // without damping of its own
+    for (let k = 0; k < width; k++) part.moment[k * (width + 1)] = diagonal[first + k]!; // without what damped it
   }
   return { factor, pivots };
 }

@@ -68,7 +68,7 @@ export interface SumsShape {
 
 /**
  * `totals += chunk`, `chunk = 0` of a matrix; of a symmetric one on and above the diagonal, from where kernels mirror it.
- * A function by itself: that is compiled.
+ * A separate function, so that the engine compiles it.
  */
 function addRows(
   totals: Float64Array,
