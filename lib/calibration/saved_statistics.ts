@@ -113,7 +113,7 @@ export async function saveStatistics(
   const { path, force, second, fingerprint, dataIdentity, kernels, shard, onEvent } = options;
   const { data, statistics: given } = calibrated;
   const groups = calibrationGroups(data.axis, options.groups);
-  const { source, isSynthetic, samples } = data;
+  const { source, isSynthetic, samples, chunk } = data;
   const { boundaries, axis } = groups;
   const model = calibrated.model as Blockwise<unknown>;
   const blocks = [...layerInputs(model, undefined, options.blockOf)].flatMap(([name, { cols, block }]) =>
@@ -123,6 +123,7 @@ export async function saveStatistics(
     JSON.stringify([
       ...[fingerprint, dataIdentity, second, axis.kind, axis.bins, [...boundaries], kernels.isa],
       ...(blocks.length === 0 ? [] : [blocks]),
+      ...(chunk === undefined ? [] : [{ chunk }]), // sums of other chunks are rounded elsewhere
     ]),
   );
   const run = runOf({ identity, source, isSynthetic, samples }, shard);

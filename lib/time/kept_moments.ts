@@ -62,7 +62,8 @@ export class KeptMoments {
   add(kernels: Kernels, index: number, inputs: SummedInputs, isChunked: boolean): void {
     const { x, weights, tokens } = inputs, { block } = this.shape, length = this.#length;
     if (isChunked) {
-      if (this.#sums === undefined) this.exact = new Float64Array(length * this.shape.count);
+      const known = this.#floats, all = length * this.shape.count;
+      if (this.#sums === undefined) this.exact = known ? new Float64Array(known) : new Float64Array(all);
       this.#floats = undefined;
       this.#sums![index]!.add(kernels, inputs);
     } else {
