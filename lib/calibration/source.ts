@@ -85,7 +85,7 @@ export async function openCalibration(
     /** As {@linkcode loadCalibration} takes it. */
     readonly batchPositions?: number | undefined;
     readonly byChunk?: boolean | undefined;
-    /** Called before a model makes its own samples, with a draft of them and the positions of all steps. */
+    /** Called before a model makes its own samples, with a draft of them and what making them takes. */
     readonly onDraft?: ((draft: Calibrated, work: OwnSampleWork) => void) | undefined;
   },
 ): Promise<Solvable> {

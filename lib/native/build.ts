@@ -127,7 +127,10 @@ export const WASM_PLAN: BuildPlan = {
 /** Architectures that the CUDA library is compiled for: binaries of these, and the last one's PTX for newer ones. */
 export type CudaArchitecture = "80" | "90";
 
-/** The plan of the CUDA library on Linux: nvcc, the runtime linked in. It agrees with the CPU's scalar kernels to the bit. */
+/**
+ * The plan of the CUDA library on Linux: nvcc, the runtime linked in. Its results are those of the CPU's scalar kernels to
+ * the bit, of forward passes within tolerances.
+ */
 export function cudaPlan(architectures: readonly CudaArchitecture[] = ["80", "90"]): BuildPlan {
   const newest = architectures.at(-1)!;
   return {
