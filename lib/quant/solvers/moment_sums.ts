@@ -46,8 +46,8 @@ export function* chunkPieces(before: number, samples: number, chunk = Infinity):
   }
 }
 
-/** Arrays of chunks that are free, by length: 0 where the next one is summed up. */
-export type SpareChunks = Map<number, Float32Array<ArrayBuffer>>;
+/** Arrays of chunks that are free, by form: 0 where the next one of this form is summed up. */
+export type SpareChunks = Map<string, Float32Array<ArrayBuffer>>;
 
 /** Where a part of a pass lies in it. */
 export interface PartPlace {
@@ -92,6 +92,8 @@ function addRows(
 /** `Σ w y xᵀ` of a pass. */
 export class MomentSums {
   #open: Float32Array<ArrayBuffer> | undefined;
+  /** What two forms with as many numbers differ in. */
+  readonly #form: string;
 
   /**
    * @param totals `f64[momentElements(rows, cols, block)]`: what is known already; below the diagonals of symmetric sums
@@ -103,7 +105,10 @@ export class MomentSums {
       momentElements(shape.rows, shape.cols, shape.block ?? shape.cols),
     ),
     readonly spare: SpareChunks = new Map(),
-  ) {}
+  ) {
+    const { cols, block = cols, isSymmetric } = shape;
+    this.#form = `${totals.length} ${isSymmetric ? `${cols} ${block}` : "all"}`;
+  }
 
   /** Whether a chunk has begun that is not whole. */
   get isOpen(): boolean {
@@ -117,9 +122,9 @@ export class MomentSums {
   }
 
   #chunk(): Float32Array<ArrayBuffer> {
-    const { length } = this.totals, chunk = this.spare.get(length);
-    this.spare.delete(length);
-    return chunk ?? new Float32Array(length);
+    const chunk = this.spare.get(this.#form);
+    this.spare.delete(this.#form);
+    return chunk ?? new Float32Array(this.totals.length);
   }
 
   /** Adds a part of a pass, cut where chunks end. */
@@ -141,14 +146,14 @@ export class MomentSums {
         addRows(totals, chunk, { at, rows: own, cols: own, isUpper: true });
       }
     }
-    this.spare.set(chunk.length, chunk);
+    this.spare.set(this.#form, chunk);
     this.#open = undefined;
   }
 
   /** All sums in double, the open chunk's included: it ends here. Aliases {@linkcode totals}. */
   exact(): Float64Array<ArrayBuffer> {
     this.endChunk();
-    this.spare.delete(this.totals.length);
+    this.spare.delete(this.#form);
     const { totals, shape: { cols, block = cols, isSymmetric } } = this;
     if (!isSymmetric) return totals;
     for (const { cols: own, at } of momentBlocks(cols, block)) {
