@@ -528,7 +528,7 @@ function checkTile(
 ): void {
   const end = Math.min(cols, first + TILE), right = Math.min(cols, left + TILE);
   for (let i = first; i < end; i++) {
-    for (let j = left; j < right; j++) {
+    for (let j = left; j < Math.min(right, i); j++) {
       if (second[i * cols + j] === second[j * cols + i]) continue;
       throw malformed(`a moment must be symmetric, got another one at [${i}, ${j}]`, tensor);
     }
