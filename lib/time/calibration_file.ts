@@ -78,6 +78,9 @@ const KEPT_BYTES = 2 ** 30;
 /** Largest file: moments of all time groups of a model of 70 B weights. */
 const MAX_FILE_BYTES = 2 ** 42;
 
+/** Most that rounding takes from a sum of squares, as a part of it: 2⁻⁵³ for each of 2³³ samples. */
+const MAX_LOW_SHARE = 2 ** -20;
+
 /** What statistics have: of an unfinished pass, or a part of one, sums are exact. */
 type Kind = Pick<CalibrationStatistics, "second" | "isExact">;
 
@@ -466,7 +469,7 @@ function readInput(
     if (key === "second" || key === "groupSecond") statistics.takeMoments(name, key, values as Moments);
     else input[key].set(values);
   }
-  const { cols, weight, tokens, samples, squares } = input;
+  const { cols, weight, tokens, samples, squares, squaresLow } = input;
   for (const [part, counts] of [["tokens", tokens], ["samples", samples]] as const) {
     const bad = counts.find((count) => !Number.isSafeInteger(count) || count < 0);
     if (bad !== undefined) throw malformed(`counts must be whole numbers ≥ 0, got ${bad}`, `${name}.${part}`);
@@ -481,6 +484,15 @@ function readInput(
   const badSquare = squares.findIndex((value) => value < 0);
   if (badSquare >= 0) {
     throw malformed(`sums of squares must be ≥ 0, got ${squares[badSquare]}`, `${name}.squares`);
+  }
+  const badLow = squaresLow.findIndex((low, i) => Math.abs(low) > MAX_LOW_SHARE * squares[i]!);
+  if (badLow >= 0) {
+    throw malformed(
+      `rounding must have taken at most ${MAX_LOW_SHARE} of a sum of squares, got ${squaresLow[badLow]} of ${
+        squares[badLow]
+      }`,
+      `${name}.squares_low`,
+    );
   }
   if (!hasRange) return;
   const range = read.get("range")!, counts = read.get("histogram") as Float64Array<ArrayBuffer>;

@@ -308,6 +308,24 @@ describe("files", () => {
     expect(held(read(save(empty())).statistics)).toBe(held(empty()));
   });
 
+  test("sums of a part come back with what rounding took, which can be no more than a trifle", () => {
+    const own = empty({ second: "none" });
+    for (const { times, rows, x, weights } of batches(4, 2)) {
+      own.add(kernels, "q.weight", x, rows, { times, weights, chunk: 2 });
+    }
+    const path = save(own),
+      back = read(path).statistics,
+      sums = (all: CalibrationStatistics) => {
+        const { sum, sumLow, squares, squaresLow } = all.inputs.get("q.weight")!;
+        return [all.isExact, sum, sumLow, squares, squaresLow];
+      };
+    expect(sums(back)).toEqual(sums(own));
+    const { squares, squaresLow } = own.inputs.get("q.weight")!, at = squares.findIndex((value) => value > 0);
+    squaresLow[at] = -squares[at]!;
+    expect(thrown(() => read(save(own)))).toBeInstanceOf(FormatError);
+    expect(thrown(() => read(save(own))).message).toMatch(/squares_low": rounding must have taken at most/);
+  });
+
   test("of another model, with other groups, or unfinished: refused as not fitting", () => {
     const path = save();
     expect(thrown(() => read(path, "other"))).toBeInstanceOf(CalibrationError);
