@@ -83,7 +83,7 @@ async function measureShares(
   const shares = MODEL_SHAPES.map((shape) => ({ shape, speed: group.speed(name(shape), FMA_PEAK) }));
   const [lowest] = shares.sort((a, b) => (a.speed?.median ?? 0) - (b.speed?.median ?? 0));
   bench.ratioGoal(
-    "lowest of the models' F32 products / multiply-adds",
+    "lowest F32 product of the models / multiply-adds",
     0.6,
     [[lowest!.shape.join("·"), lowest!.speed]],
     missing,

@@ -245,7 +245,7 @@ describe("the suite", () => {
       expect(bits(name)).toBe(bits("2 round, g 32"));
     }
     if (isThere) {
-      expect(methods(report).length).toBe(21);
+      expect(methods(report).length).toBe(23);
       expect(report.goals.map(({ met }) => typeof met)).toEqual(["boolean", "boolean", "boolean", "boolean"]);
       expect(bits("Q2_K + imatrix, flat")).toBe(2.625);
       expect(bits("Q8_0")).toBe(8.5);
@@ -303,7 +303,7 @@ describe("the suite", () => {
       const { rows, sections, skipped } = await noGgml.run(
         context(`--model ${folder} --bits 2 --group-size 16`),
       );
-      expect(rows.length).toBe(1 + 9);
+      expect(rows.length).toBe(1 + 10);
       for (const row of rows) {
         expect(row["evaluation"]).toContain("synthetic");
         expect(row["calibration"]).toContain("synthetic");
@@ -327,7 +327,9 @@ describe("the suite", () => {
     const { rows, sections, skipped } = await noGgml.run(context(args));
     expect(methods({ rows } as SuiteReport)).toEqual([
       "full precision",
-      ...["round", "clip", "feedback", "best", "HQQ", "GPTQ", "GPTQ at once"].map((name) => `2 ${name}, row`),
+      ...["round", "clip", "feedback", "best", "best, trellis codes", "HQQ", "GPTQ", "GPTQ at once"].map((name) =>
+        `2 ${name}, row`
+      ),
     ]);
     // Every method has the same bits in every matrix, whatever rules give ours more by default.
     expect(new Set(rows.slice(1).map((row) => row["bitsPerWeight"])).size).toBe(1);
