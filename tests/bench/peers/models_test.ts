@@ -327,9 +327,9 @@ describe("the suite", () => {
     const { rows, sections, skipped } = await noGgml.run(context(args));
     expect(methods({ rows } as SuiteReport)).toEqual([
       "full precision",
-      ...["round", "clip", "feedback", "best", "best, trellis codes", "HQQ", "GPTQ", "GPTQ at once"].map((name) =>
-        `2 ${name}, row`
-      ),
+      ...["round", "clip", "feedback", "best", "best, trellis codes", "HQQ", "GPTQ", "GPTQ at once"].map((
+        name,
+      ) => `2 ${name}, row`),
     ]);
     // Every method has the same bits in every matrix, whatever rules give ours more by default.
     expect(new Set(rows.slice(1).map((row) => row["bitsPerWeight"])).size).toBe(1);
