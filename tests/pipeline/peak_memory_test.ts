@@ -38,10 +38,12 @@ test("a run keeps to --max-memory as forecast, below the weights that it reads, 
   const free = quantized("free"), bound = quantized("bound", "--max-memory", "205MB");
   expect(free.peak).toBeGreaterThan(bound.peak);
   expect(bound.peak).toBeLessThan(1.1 * 205e6);
-  // Runs of less than two seconds do not say what they take.
+  // Runs of less than two seconds have no forecast. Without a bound garbage is collected late on a busy machine: the
+  // same run has had peaks of 241 and 371 MB.
   for (const { peak, forecast } of [free, bound]) {
-    if (forecast !== undefined) expect(Math.abs(forecast / peak - 1)).toBeLessThan(1 / 3);
+    if (forecast !== undefined) expect(forecast / peak).toBeLessThan(4 / 3);
   }
+  if (bound.forecast !== undefined) expect(bound.forecast / bound.peak).toBeGreaterThan(2 / 3);
   expect(differences(free.output, bound.output)).toEqual([]);
   const little = run("quantize.ts", [
     ...[
