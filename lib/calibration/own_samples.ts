@@ -273,7 +273,7 @@ async function ownSequences(
   return { kind: "sequences", rows };
 }
 
-/** A model's own sampler of masked sequences. */
+/** The sampler of a family of masked language models. */
 function samplerOf(
   { model, kind }: LanguageModel,
   flat: Int32Array,

@@ -11,7 +11,6 @@ import { readKept, writeKept } from "../output/kept_file.ts";
 import { makeOwnFolder } from "../output/own_folder.ts";
 import type { Shard } from "../output/shard_folders.ts";
 import { pause, type RunOptions } from "../progress.ts";
-
 import { loadSolvedLayer, type SolvedLayer } from "./solved_layers.ts";
 
 /** Which task this is, and where all meet. */
@@ -37,7 +36,7 @@ const FIRST_LOOK_MILLISECONDS = 10, LOOK_MILLISECONDS = 1000;
 export const EXCHANGE_PREFIX = "blocks-";
 const SUMS_PREFIX = "sums-";
 
-/** Ends the part in layers that other tasks have solved meanwhile: what they read is gone. */
+/** Thrown where other tasks have solved all layers of a stage and removed the sums that were waited for. */
 class AlreadySolved extends Error {}
 
 /** One candidate of a model, solved by several tasks. */

@@ -22,7 +22,7 @@ nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm --format=c
 nvcc --version | tail -2
 flags="-O3 -std=c++17 -cudart=static -fmad=false -arch=${ARCH:-native} -Xcompiler=-fPIC,-ffp-contract=off,-fvisibility=hidden"
 
-# The oracle alone: no instruction set beyond the compiler's own.
+# The oracle alone: no instruction set beyond the compiler's default.
 sources=$(find kernels/cpu -name '*.c' ! -path '*/isa/*' ! -name 'avx*' ! -name 'neon*' ! -name 'simd128*')
 step "build the oracle" 120 cc -std=c11 -O2 -ffp-contract=off -fno-math-errno -fvisibility=hidden -fPIC -pthread -shared \
   $sources -o "$work/liboracle.so" -lm || exit 1

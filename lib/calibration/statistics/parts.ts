@@ -77,7 +77,7 @@ export function runOf(run: CalibrationRun, shard: Shard | undefined): Calibratio
  */
 export function mergeStatistics(all: readonly CalibrationStatistics[]): CalibrationStatistics {
   const passes = Map.groupBy(all, ({ runs: [first] }) => first!.shard?.of ?? first!.identity);
-  // Of what is missing the pass is told that most parts are of.
+  // Missing parts are named for the pass that most of the given parts belong to.
   for (const own of [...passes.values()].toSorted((a, b) => b.length - a.length)) {
     if (own[0]!.runs[0]!.shard !== undefined) checkParts(own, all);
   }
