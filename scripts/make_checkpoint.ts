@@ -1,9 +1,10 @@
 /** `make_checkpoint.ts OUT`: a synthetic sharded BF16 checkpoint in the layout of a published model, for tests, timing and memory. */
 import { createCipheriv } from "node:crypto";
 import { Buffer } from "node:buffer";
-import { mkdirSync, readdirSync, truncateSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
+import { existsSync, mkdirSync, readdirSync, statSync, truncateSync, writeFileSync } from "node:fs";
+import { dirname, join } from "node:path";
 import { OutputError } from "../lib/errors.ts";
+import { writeSyntheticStatistics } from "../lib/bench/solver_speed/synthetic_statistics.ts";
 import { toBfloat16 } from "../lib/tensor/bfloat16.ts";
 import { elementCount, SafetensorsWriter, type TensorSpec } from "../lib/tensor/mod.ts";
 import {
@@ -12,6 +13,8 @@ import {
   layoutOf,
   LAYOUTS,
   PUBLISHED_HIDDEN,
+  readTogether,
+  smallestHead,
   tokenizerFiles,
 } from "./_checkpoint/layouts.ts";
 import { type Arguments, type Usage, UsageError } from "./_command/options.ts";
@@ -27,14 +30,18 @@ const USAGE = {
 configuration as a published model has them, at any size. It can be quantized and run; what it writes or draws means
 nothing.`,
   options: {
-    "--layout NAME": "dream (Dream 7B, the default), llada (LLaDA 8B) or dit (DiT-XL/2)",
+    "--layout NAME": "dream (Dream 7B, the default), llada (LLaDA 8B), dit (DiT-XL/2) or flux (FLUX.1)",
     "--gigabytes X": "size to reach with whole layers (default 2)",
-    "--layers N": "number of layers instead",
+    "--layers N":
+      "number of layers instead; one of flux is a block of two streams and two of one, 19 are the whole",
     "--hidden N": "width (default the published one; everything else keeps its proportions)",
     "--vocabulary N": "tokens of a language model (default 8192, scaled with the width)",
     "--tokenizer": "also a tokenizer.json, of the words w4, w5, … (language models)",
     "--shards N": "files (default one per gigabyte, at least 2)",
     "--seed N": "default 1",
+    "--statistics FILE":
+      "also made-up statistics of what the layers read, .safetensors, to solve the checkpoint with --calibrate",
+    "--moment-block N": "columns of a block of their second moments (default 1024)",
     "--headers-only":
       "leave holes in the files in place of weights, which read as 0: a model larger than the disk, to plan",
   },
@@ -43,19 +50,21 @@ nothing.`,
 /** Gaussian values come from a table of this many quantiles: enough for BF16's 8 bits of precision. */
 const QUANTILES = 65536;
 const BLOCK_ELEMENTS = 2 ** 21;
+/** As collect_statistics.py writes them for large models. */
+const MOMENT_BLOCK = 1024;
 
 function run(parsed: Arguments<typeof USAGE>): void {
   const { flags, values } = parsed, [out] = parsed.operands("OUT");
   const gigabytes = parsed.number("gigabytes") ?? 2;
   if (gigabytes <= 0) throw new UsageError(`--gigabytes must be a number above 0, got "${values.gigabytes}"`);
   const name = parsed.oneOf("layout", LAYOUTS) ?? "dream";
-  if (name === "dit" && (flags.tokenizer || values.vocabulary !== undefined)) {
+  if ((name === "dit" || name === "flux") && (flags.tokenizer || values.vocabulary !== undefined)) {
     throw new UsageError("--tokenizer and --vocabulary are for language models");
   }
   const hidden = parsed.whole("hidden", 1) ?? PUBLISHED_HIDDEN[name];
   const layout = layoutOf(name, { hidden, vocabulary: parsed.whole("vocabulary", 1) });
   if (layout === undefined) {
-    throw new UsageError(`--hidden must be a multiple of ${name === "dit" ? 4 : 2}, got ${hidden}`);
+    throw new UsageError(`--hidden must be a multiple of ${smallestHead(name)}, got ${hidden}`);
   }
   const ends = bytesOf(layout.around.flat());
   const layerBytes = bytesOf(layout.layer(0));
@@ -64,18 +73,45 @@ function run(parsed: Arguments<typeof USAGE>): void {
   const shards = parsed.whole("shards", 1) ?? Math.max(2, Math.ceil(total / 1e9));
   const files = layout.files(layers);
   const tokens = flags.tokenizer ? (files["config.json"] as { vocab_size: number }).vocab_size : undefined;
+  const block = parsed.whole("moment-block", 1) ?? MOMENT_BLOCK, { statistics } = values;
+  if (statistics !== undefined) checkStatistics(statistics);
   const random = flags["headers-only"] ? undefined : randomBytes(parsed.whole("seed", 1) ?? 1);
-  makeCheckpoint(out, layout, layers, shards, random, {
+  const tensors = tensorsOf(layout, layers);
+  makeCheckpoint(out, layout.stem, tensors, shards, random, {
     ...files,
     ...(tokens === undefined ? {} : tokenizerFiles(tokens)),
   });
   print(`${out}: ${layers} layers, ${formatBytes(total)} in ${shards} files`);
+  if (statistics === undefined) return;
+  const inputs = readTogether(tensors).map((specs) => ({
+    cols: specs[0]!.shape[1]!,
+    matrices: specs.map(({ name, shape }) => [name, shape[0]!] as const),
+  }));
+  mkdirSync(dirname(statistics), { recursive: true });
+  writeSyntheticStatistics(statistics, inputs, block);
+  print(`${statistics}: ${inputs.length} inputs, ${formatBytes(statSync(statistics).size)}`);
 }
+
+/** @throws {UsageError | OutputError} unless statistics can be written there */
+function checkStatistics(path: string): void {
+  if (!path.endsWith(".safetensors")) {
+    throw new UsageError(`--statistics must end in .safetensors, got "${path}"`);
+  }
+  if (existsSync(path)) {
+    throw new OutputError(`Cannot write "${path}": it must not exist, got a file`, { path });
+  }
+}
+
+const tensorsOf = ({ around: [before, after], layer }: Layout, layers: number): TensorSpec[] => [
+  ...before,
+  ...Array.from({ length: layers }, (_, index) => layer(index)).flat(),
+  ...after,
+];
 
 function makeCheckpoint(
   out: string,
-  layout: Layout,
-  layers: number,
+  stem: Layout["stem"],
+  tensors: readonly TensorSpec[],
   shards: number,
   random: ((bytes: number) => Uint8Array) | undefined,
   files: Readonly<Record<string, unknown>>,
@@ -84,12 +120,6 @@ function makeCheckpoint(
   if (readdirSync(out).length > 0) {
     throw new OutputError(`Cannot write "${out}": must be empty, got other files`, { path: out });
   }
-  const [before, after] = layout.around;
-  const tensors = [
-    ...before,
-    ...Array.from({ length: layers }, (_, layer) => layout.layer(layer)).flat(),
-    ...after,
-  ];
   const total = bytesOf(tensors);
   const parts: TensorSpec[][] = Array.from({ length: shards }, () => []);
   let bytes = 0;
@@ -100,7 +130,7 @@ function makeCheckpoint(
   const weightMap: Record<string, string> = {};
   parts.forEach((specs, i) => {
     const digits = (n: number) => String(n).padStart(5, "0");
-    const name = `${layout.stem}-${digits(i + 1)}-of-${digits(shards)}.safetensors`;
+    const name = `${stem}-${digits(i + 1)}-of-${digits(shards)}.safetensors`;
     const metadata = { format: "pt" };
     for (const spec of specs) weightMap[spec.name] = name;
     if (random === undefined) return writeHoles(join(out, name), specs, metadata);
@@ -114,7 +144,7 @@ function makeCheckpoint(
   });
   const index = { metadata: { total_size: total }, weight_map: weightMap };
   for (
-    const [name, content] of Object.entries({ ...files, [`${layout.stem}.safetensors.index.json`]: index })
+    const [name, content] of Object.entries({ ...files, [`${stem}.safetensors.index.json`]: index })
   ) {
     writeFileSync(join(out, name), `${JSON.stringify(content, null, 2)}\n`);
   }
@@ -158,7 +188,7 @@ function writeGaussian(
 ): void {
   const elements = elementCount(shape)!;
   const deviation = shape.length > 1 ? 1 / Math.sqrt(elements / shape[0]!) : 0.02;
-  const isNorm = shape.length === 1 && /(norm|ln_f)\.weight$/.test(name);
+  const isNorm = shape.length === 1 && /(norm(_\w+)?|ln_f)\.weight$/.test(name);
   const table = isNorm ? new Uint16Array(QUANTILES).fill(0x3f80) : gaussianTable(deviation);
   const block = new Uint16Array(Math.min(BLOCK_ELEMENTS, elements));
   for (let begin = 0; begin < elements; begin += block.length) {

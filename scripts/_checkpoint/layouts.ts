@@ -1,10 +1,10 @@
 /**
- * Layouts of published checkpoints at any size, for make_checkpoint.ts: tensor names, shapes and configuration files as Dream 7B, LLaDA 8B
- * and DiT-XL/2 have them. The weights themselves are made up elsewhere.
+ * Layouts of published checkpoints at any size, for make_checkpoint.ts: tensor names, shapes and configuration files as Dream 7B, LLaDA 8B,
+ * DiT-XL/2 and FLUX.1 have them. The weights themselves are made up elsewhere.
  */
 import { elementCount, type TensorSpec } from "../../lib/tensor/mod.ts";
 
-export const LAYOUTS = ["dream", "llada", "dit"] as const;
+export const LAYOUTS = ["dream", "llada", "dit", "flux"] as const;
 export type LayoutName = (typeof LAYOUTS)[number];
 
 /** A checkpoint's tensors and the JSON files beside them. */
@@ -25,7 +25,12 @@ export interface LayoutSizes {
 }
 
 /** Widths of the published models. */
-export const PUBLISHED_HIDDEN: Readonly<Record<LayoutName, number>> = { dream: 3584, llada: 4096, dit: 1152 };
+export const PUBLISHED_HIDDEN: Readonly<Record<LayoutName, number>> = {
+  dream: 3584,
+  llada: 4096,
+  dit: 1152,
+  flux: 3072,
+};
 /** Tokens of a language model of full width: the published vocabularies would outweigh a small model's layers. */
 const VOCABULARY = 8192;
 
@@ -39,17 +44,49 @@ const linear = (name: string, rows: number, cols: number): TensorSpec[] => [
 export const bytesOf = (specs: readonly TensorSpec[]): number =>
   specs.reduce((sum, { shape }) => sum + elementCount(shape)! * 2, 0);
 
+/** Sizes of heads: the published one, and smaller ones for widths that do not hold whole heads of it. */
+const HEAD_SIZES: Readonly<Record<LayoutName, readonly number[]>> = {
+  dream: [128, 64, 32, 16, 2],
+  llada: [128, 64, 32, 16, 2],
+  dit: [72, 64, 32, 16, 4],
+  flux: [128, 64, 32],
+};
+
+/** The smallest size of a head, of which a width must be a multiple. */
+export const smallestHead = (name: LayoutName): number => Math.min(...HEAD_SIZES[name]);
+
+/** Layers of one block that read the same, behind the block's name. */
+const READ_TOGETHER = [
+  /\.(?:to_[qkv]|[qkv]_proj|proj_mlp)\.weight$/,
+  /\.attn\.add_[qkv]_proj\.weight$/,
+  /\.mlp\.(?:gate|up)_proj\.weight$|\.(?:ff|up)_proj\.weight$/,
+];
+
+/** Tables that rows are taken from: no layer reads anything to multiply them with. */
+const TABLES = /(?:embed_tokens|wte|embedding_table)\.weight$/;
+
+/** Matrices of a layout by what they read: those of one block that read the same together. */
+export function readTogether(specs: readonly TensorSpec[]): TensorSpec[][] {
+  const groups = new Map<string, TensorSpec[]>();
+  for (const spec of specs.filter(({ name, shape }) => shape.length === 2 && !TABLES.test(name))) {
+    const kind = READ_TOGETHER.findIndex((pattern) => pattern.test(spec.name));
+    const block = /^.*?\.\d+\./.exec(spec.name)?.[0];
+    const key = kind < 0 || block === undefined ? spec.name : `${block} ${kind}`;
+    groups.set(key, [...groups.get(key) ?? [], spec]);
+  }
+  return [...groups.values()];
+}
+
 /** A layout; undefined when the width cannot be split into heads of an even size. */
 export function layoutOf(name: LayoutName, { hidden, vocabulary }: LayoutSizes): Layout | undefined {
-  // The published size of a head, or a smaller one where the width does not hold whole heads of it
-  const headSize = (name === "dit" ? [72, 64, 32, 16, 4] : [128, 64, 32, 16, 2])
-    .find((size) => hidden % size === 0);
+  const headSize = HEAD_SIZES[name].find((size) => hidden % size === 0);
   if (headSize === undefined) return undefined;
   const scaled = (width: number) =>
     Math.max(16, Math.round(width * hidden / PUBLISHED_HIDDEN[name] / 16) * 16);
   const tokens = vocabulary ?? scaled(VOCABULARY);
   const heads = hidden / headSize;
   if (name === "dit") return ditLayout(hidden, heads, headSize);
+  if (name === "flux") return fluxLayout(hidden, headSize, scaled(4096), scaled(768));
   return name === "dream"
     ? dreamLayout(hidden, heads, headSize, scaled(18_944), tokens)
     : lladaLayout(hidden, heads, scaled(12_288), tokens);
@@ -208,6 +245,69 @@ function ditLayout(hidden: number, heads: number, headSize: number): Layout {
         steps_offset: 0,
         timestep_spacing: "leading",
         trained_betas: null,
+      },
+    }),
+  };
+}
+
+/** FLUX.1 as diffusers names it. A layer is a block of two streams and two of one stream: the published model has 19. */
+function fluxLayout(hidden: number, headSize: number, text: number, pooled: number): Layout {
+  const channels = 64, inner = 4 * hidden;
+  const norms = (at: string, names: readonly string[]) =>
+    names.map((name) => bf16(`${at}.attn.norm_${name}.weight`, headSize));
+  const single = (index: number) => {
+    const at = `single_transformer_blocks.${index}`;
+    return [
+      ...["q", "k", "v"].flatMap((part) => linear(`${at}.attn.to_${part}`, hidden, hidden)),
+      ...norms(at, ["q", "k"]),
+      ...linear(`${at}.norm.linear`, 3 * hidden, hidden),
+      ...linear(`${at}.proj_mlp`, inner, hidden),
+      ...linear(`${at}.proj_out`, hidden, hidden + inner),
+    ];
+  };
+  const double = (index: number) => {
+    const at = `transformer_blocks.${index}`;
+    return [
+      ...["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
+        .flatMap((part) => linear(`${at}.attn.${part}`, hidden, hidden)),
+      ...norms(at, ["q", "k", "added_q", "added_k"]),
+      ...["ff", "ff_context"].flatMap((part) => [
+        ...linear(`${at}.${part}.net.0.proj`, inner, hidden),
+        ...linear(`${at}.${part}.net.2`, hidden, inner),
+      ]),
+      ...["norm1", "norm1_context"].flatMap((part) => linear(`${at}.${part}.linear`, 6 * hidden, hidden)),
+    ];
+  };
+  const embedder = (name: string, cols: number) => [
+    ...linear(`time_text_embed.${name}.linear_1`, hidden, cols),
+    ...linear(`time_text_embed.${name}.linear_2`, hidden, hidden),
+  ];
+  return {
+    stem: "diffusion_pytorch_model",
+    around: [
+      [
+        ...linear("x_embedder", hidden, channels),
+        ...linear("context_embedder", hidden, text),
+        ...embedder("timestep_embedder", 256),
+        ...embedder("guidance_embedder", 256),
+        ...embedder("text_embedder", pooled),
+      ],
+      [...linear("norm_out.linear", 2 * hidden, hidden), ...linear("proj_out", channels, hidden)],
+    ],
+    layer: (index) => [...double(index), ...single(2 * index), ...single(2 * index + 1)],
+    files: (layers) => ({
+      "config.json": {
+        _class_name: "FluxTransformer2DModel",
+        attention_head_dim: headSize,
+        axes_dims_rope: [headSize / 8, headSize * 7 / 16, headSize * 7 / 16],
+        guidance_embeds: true,
+        in_channels: channels,
+        joint_attention_dim: text,
+        num_attention_heads: hidden / headSize,
+        num_layers: layers,
+        num_single_layers: 2 * layers,
+        patch_size: 1,
+        pooled_projection_dim: pooled,
       },
     }),
   };

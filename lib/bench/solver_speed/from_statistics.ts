@@ -10,14 +10,12 @@ import { MOMENTS } from "../../calibration/moment_structure.ts";
 import { resolveConfig } from "../../config/mod.ts";
 import type { Kernels } from "../../native/mod.ts";
 import { quantizeCheckpoint } from "../../pipeline/mod.ts";
-import { momentBlocks } from "../../quant/solvers/moments.ts";
 import { SafetensorsWriter } from "../../tensor/mod.ts";
-import { CalibrationStatistics, equalTimeGroups, writeCalibrationStatistics } from "../../time/mod.ts";
-import { timestepAxis } from "../../time/axis.ts";
 import { gaussianWeights } from "../random.ts";
 import { type BenchContext, type Goal, type Section, tableOf } from "../suite.ts";
 import { withTemporaryFolder } from "../temporary_folder.ts";
 import { toBfloat16 } from "../../tensor/bfloat16.ts";
+import { type SyntheticInput, writeSyntheticStatistics } from "./synthetic_statistics.ts";
 
 /** Processor time of one way to quantize a block. */
 export interface StatisticsRow {
@@ -40,7 +38,7 @@ const FORM = { bit_width: 4, group_size: 32, scale_bits: 6 } as const;
 const SOLVERS = ["clip", "best"] as const;
 
 /** Matrices of FLUX's single-stream block by the input that they read. */
-function inputsOf(width: number) {
+function inputsOf(width: number): SyntheticInput[] {
   const named = (name: string, rows: number) => [`single_transformer_blocks.0.${name}.weight`, rows] as const;
   const same = ["attn.to_q", "attn.to_k", "attn.to_v"].map((name) => named(name, width));
   return [
@@ -69,44 +67,6 @@ function writeBlock(folder: string, width: number, seed: number): void {
   writer.finish();
 }
 
-/** Part of the inputs' power that all columns share: without it the numbers far from the diagonal would be denormal. */
-const SHARED = 0.1;
-
-/** Moments of inputs whose neighbours depend on each other, of sizes that differ. */
-function writeMoments(path: string, width: number, block: number): void {
-  const inputs = inputsOf(width), tokens = 16 * 5 * width;
-  const statistics = new CalibrationStatistics({
-    fingerprint: "",
-    model: {
-      name: "synthetic block",
-      layers: new Map(
-        inputs.flatMap(({ cols, matrices }) => matrices.map(([name, rows]) => [name, [rows, cols]] as const)),
-      ),
-    },
-    groups: equalTimeGroups(timestepAxis(1000), 1),
-    inputs: new Map(inputs.map(({ cols, matrices }) => {
-      const layers = matrices.map(([name]) => name);
-      return [layers[0]!, { cols, block: Math.min(cols, block), layers }];
-    })),
-    runs: [{ identity: "synthetic", source: "made up", isSynthetic: true, samples: 1 }],
-  });
-  for (const input of statistics.inputs.values()) {
-    input.weight[0] = input.tokens[0] = tokens;
-    input.samples[0] = 1;
-    const second = input.second!, size = (k: number) => 1 + k % 5;
-    for (const { first, cols, at } of momentBlocks(input.cols, input.block)) {
-      for (let i = 0; i < cols; i++) {
-        for (let k = 0; k < cols; k++) {
-          const own = SHARED + (1 - SHARED) * 0.8 ** Math.abs(i - k);
-          second[at + i * cols + k] = tokens * own * size(first + i) * size(first + k);
-        }
-        input.squares[first + i] = second[at + i * (cols + 1)]!;
-      }
-    }
-  }
-  writeCalibrationStatistics(path, statistics);
-}
-
 const processorSeconds = () => {
   const { user, system } = process.cpuUsage();
   return (user + system) / 1e6;
@@ -127,7 +87,8 @@ export function measureFromStatistics(
     const input = join(folder, "flux"), output = join(folder, "out"), force = true;
     const statistics = join(folder, "statistics.safetensors"), weights = 12 * width * width;
     writeBlock(input, width, seed);
-    writeMoments(statistics, width, Math.ceil(BLOCK * width / PUBLISHED_WIDTH / 256) * 256);
+    const block = Math.ceil(BLOCK * width / PUBLISHED_WIDTH / 256) * 256;
+    writeSyntheticStatistics(statistics, inputsOf(width), block);
     const rows: StatisticsRow[] = [];
     for (const solver of SOLVERS) {
       progress(`a block of FLUX's shape, width ${width}: ${solver}`);
