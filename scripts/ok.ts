@@ -11,6 +11,7 @@ import { stripVTControlCharacters } from "node:util";
 import { compilerVersion, cudaPlan, nativePlan, objectName } from "../lib/native/build.ts";
 import { findCompiler } from "../lib/native/library.ts";
 import type { Arguments, Usage } from "./_command/options.ts";
+import { processorShares } from "./_command/processors.ts";
 import { denoBinary } from "./_command/programs.ts";
 import { defineCommand } from "./_command/run.ts";
 import { type Outcome, runProgram } from "./_command/run_program.ts";
@@ -337,22 +338,6 @@ const failedTests = (output: string): string[] => [
     ),
   ),
 ];
-
-/**
- * The processors of this process in so many shares, as `taskset` takes them; undefined where that is not there, or a
- * share would be empty. A program that is held to its share starts no threads that wait for another step's.
- */
-async function processorShares(count: number): Promise<string[] | undefined> {
-  if (process.platform !== "linux" || await compilerVersion("taskset") === undefined) return undefined;
-  const list = /^Cpus_allowed_list:\s*(\S+)/m.exec(readFileSync("/proc/self/status", "utf8"))?.[1] ?? "";
-  const processors = list.split(",").flatMap((range) => {
-    const [first, last = first] = range.split("-").map(Number);
-    return Array.from({ length: last! - first! + 1 }, (_, i) => first! + i);
-  });
-  const each = Math.floor(processors.length / count);
-  if (each === 0) return undefined;
-  return Array.from({ length: count }, (_, i) => processors.slice(i * each, (i + 1) * each).join());
-}
 
 /** Runs a step's commands, on these processors, up to the first that fails, and prints its line. */
 async function perform(step: Step, processors?: string): Promise<void> {

@@ -112,6 +112,21 @@ test("no function of lib and scripts has more than eighty lines", () => {
   expect(sources.flatMap(longFunctions)).toEqual([]);
 });
 
+test("what lib and scripts export, another file names", () => {
+  const sources = ["lib", "scripts", "tests"].flatMap(filesBelow).filter((path) => path.endsWith(".ts"));
+  const names = new Map(sources.map((path) => [path, new Set(codeOf(path).match(/\w+/g))]));
+  const exported = sources.filter((path) => !path.startsWith("tests/")).flatMap((path) =>
+    [...sourceOf(path).matchAll(/^export (?:async )?(?:function\*?|const|class) (\w+)/gm)]
+      .map(([, name]) => ({ path, name: name! }))
+  );
+  const generated = /^lib\/native\/(?:functions|signatures)\.ts$/, entry = new Set(["main", "loadAnalysis"]); // of commands and bundles
+  const alone = exported.filter(({ path, name }) =>
+    !generated.test(path) && !entry.has(name) &&
+    !sources.some((other) => other !== path && names.get(other)!.has(name))
+  );
+  expect(alone).toEqual([]);
+});
+
 test("no folder holds more than sixteen files", () => {
   const counts = new Map<string, number>();
   for (const path of ["lib", "scripts", "kernels", "tests"].flatMap(filesBelow)) {

@@ -194,7 +194,7 @@ const CHUNK_POSITIONS = 4096, CHUNKS = 32, FEW_CHUNKS = 8, FEW_POSITIONS = 512;
  * Samples of a chunk, a power of two: of many positions, as adding it to a float64 moment takes as long as some 80
  * positions (docs/decisions.md), and few enough that tasks can share the pass.
  */
-export function chunkSamples(samples: number, positions: number): number {
+function chunkSamples(samples: number, positions: number): number {
   const wanted = Math.max(samples / CHUNKS, Math.min(samples / FEW_CHUNKS, FEW_POSITIONS / positions));
   return 2 ** Math.floor(Math.log2(Math.max(1, Math.min(wanted, CHUNK_POSITIONS / positions))));
 }

@@ -28,7 +28,7 @@ import type { RunOptions } from "../progress.ts";
 import { mergeStatistics, runOf } from "./statistics/parts.ts";
 
 /** Suffix of the file of an unfinished pass. */
-export const PROGRESS_SUFFIX = ".progress";
+const PROGRESS_SUFFIX = ".progress";
 /** Parts of the data between saves, of some thousand positions each: minutes for a model of 1 B weights. */
 const PARTS_BETWEEN_SAVES = 8;
 /** A part may take longer. */

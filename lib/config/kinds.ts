@@ -33,7 +33,7 @@ function jsonFromText(text: string): unknown {
 }
 
 /** Numbers, or integers, that a condition holds for; `allowed` says it in words. */
-export function numberKind<N extends number>(
+function numberKind<N extends number>(
   type: "integer" | "number",
   allowed: string,
   accepts: (value: number) => boolean,

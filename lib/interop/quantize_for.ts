@@ -35,7 +35,7 @@ export interface QuantizeForReport {
 }
 
 /** Folder of the packed checkpoint until the output is written; `--resume` goes on from it. */
-export const workFolder = (output: string): string => `${output.replace(/\/+$/, "")}.arrowquant`;
+const workFolder = (output: string): string => `${output.replace(/\/+$/, "")}.arrowquant`;
 
 /**
  * Quantizes a checkpoint for a program. What the program cannot hold is refused before a weight is read; a run that was

@@ -90,7 +90,7 @@ export function openLibrary(path: string): Promise<OpenedLibrary> {
 }
 
 /** The kernels' sources beside this package, undefined where there are none. */
-export function sourceFolder(): string | undefined {
+function sourceFolder(): string | undefined {
   if (PACKAGE_ROOT.protocol !== "file:") return undefined;
   const folder = fileURLToPath(new URL("kernels", PACKAGE_ROOT));
   return existsSync(join(folder, "include", "arrowquant.h")) ? folder : undefined;
@@ -123,8 +123,7 @@ export async function findCompiler(): Promise<{ command: string; version: string
 }
 
 /** Whether this runtime can open a library. */
-export const hasFfi = () =>
-  (globalThis as { Bun?: unknown }).Bun !== undefined || denoRuntime() !== undefined;
+const hasFfi = () => (globalThis as { Bun?: unknown }).Bun !== undefined || denoRuntime() !== undefined;
 
 /** Records that a place was passed over. */
 export const passing = (attempts: Attempt[]) => (candidate: string, outcome: string): undefined => {

@@ -5,11 +5,10 @@
 import process from "node:process";
 import { KernelError } from "../errors.ts";
 import { stopCheck } from "../progress.ts";
-import { finish } from "./call.ts";
+import { checkMember, finish } from "./call.ts";
 import { IS_REMOTE } from "./location.ts";
 import type { Attempt } from "./library.ts";
 import { type BackendChoice, BACKENDS } from "../config/names.ts";
-import { checkMember } from "./call.ts";
 import { ABI_VERSION } from "./signatures.ts";
 import {
   closable,
@@ -69,10 +68,10 @@ interface Opened {
 
 const ISA_NAMES = Object.keys(INSTRUCTION_SETS) as InstructionSet[];
 
-function kernelsFrom(
+async function kernelsFrom(
   { library, backend, path, origin, attempts, runtime }: Opened,
   { isa, threads = 0, catchSignals = false }: OpenOptions,
-): UncheckedKernels {
+): Promise<UncheckedKernels> {
   if (isa !== undefined && library.calls.aq_isa_supported(INSTRUCTION_SETS[isa]) !== 1) {
     const supported = ISA_NAMES.filter((name) =>
       library.calls.aq_isa_supported(INSTRUCTION_SETS[name]) === 1
@@ -84,9 +83,9 @@ function kernelsFrom(
   }
   const isaNumber = isa === undefined ? library.calls.aq_best_isa() : INSTRUCTION_SETS[isa];
   const chosen = ISA_NAMES.find((name) => INSTRUCTION_SETS[name] === isaNumber)!;
+  if (catchSignals) await startCatching(library, backend);
   const before = stopCheck.run;
   if (catchSignals) {
-    library.calls.aq_catch_signals(1);
     stopCheck.run = () => finish("go on", library.calls.aq_stop_status());
   }
   const close = () => {
@@ -116,13 +115,15 @@ const CAUGHT = ["SIGHUP", "SIGINT", "SIGTERM"] as const;
 /** Longest wait for handlers, and time between looks at them. */
 const HANDLERS_MILLISECONDS = 1000, LOOK_MILLISECONDS = 5;
 
-/** Waits until the system has the process's handlers: Deno sets one some time after `process.on` has returned. */
-async function handlersSet({ calls }: OpenedLibrary): Promise<void> {
-  const handled = CAUGHT.filter((name) => process.listenerCount(name) > 0).length;
-  for (const begin = performance.now(); performance.now() - begin < HANDLERS_MILLISECONDS;) {
-    const caught = calls.aq_catch_signals(1);
+/**
+ * Has the library catch signals once the system has the process's handlers: Deno sets one some time after `process.on`
+ * has returned. WebAssembly catches none.
+ */
+async function startCatching({ calls }: OpenedLibrary, backend: Kernels["backend"]): Promise<void> {
+  const handled = backend === "wasm" ? 0 : CAUGHT.filter((name) => process.listenerCount(name) > 0).length;
+  const begin = performance.now();
+  while (calls.aq_catch_signals(1) < handled && performance.now() - begin < HANDLERS_MILLISECONDS) {
     calls.aq_catch_signals(0);
-    if (caught >= handled) return;
     await new Promise((resolve) => setTimeout(resolve, LOOK_MILLISECONDS));
   }
 }
@@ -187,8 +188,7 @@ async function openCpu(options: CpuOptions): Promise<Kernels> {
   if (backend !== "wasm") {
     const found = await findLibrary(library, attempts, onMessage, options.signal);
     if (found) {
-      if (options.catchSignals) await handlersSet(found.library);
-      return kernelsFrom({ ...found, backend: "native", attempts, runtime }, options);
+      return await kernelsFrom({ ...found, backend: "native", attempts, runtime }, options);
     }
     const reasons = reasonsOf(attempts);
     if (backend === "native") {
@@ -200,5 +200,5 @@ async function openCpu(options: CpuOptions): Promise<Kernels> {
   }
   const { openWasm } = await import("./wasm.ts");
   const embedded = { library: openWasm(), path: "embedded", origin: "embedded" };
-  return kernelsFrom({ ...embedded, backend: "wasm", attempts, runtime }, options);
+  return await kernelsFrom({ ...embedded, backend: "wasm", attempts, runtime }, options);
 }

@@ -11,7 +11,7 @@ export const RELEASE_FORMAT_VERSION = 1;
 /** Largest manifest that is read: a file entry has about 150 bytes, a release a few hundred. */
 export const MAX_RELEASE_MANIFEST_BYTES = 2 ** 20;
 /** Largest library that is fetched: today's have about 1 MB; debug builds tens. */
-export const MAX_LIBRARY_BYTES = 64 * 2 ** 20;
+const MAX_LIBRARY_BYTES = 64 * 2 ** 20;
 const MAX_LIBRARIES = 64;
 
 /** A file of the release. */

@@ -12,7 +12,7 @@ export interface StoredForm {
 }
 
 /** Every form that this version writes; the first that fits counts. */
-export const STORED_FORMS: readonly StoredForm[] = [
+const STORED_FORMS: readonly StoredForm[] = [
   {
     method: "arrowquant",
     readers: { text: "ArrowQuant", image: "ArrowQuant", other: "ArrowQuant" },

@@ -198,7 +198,7 @@ export function parseManifest(text: string): Manifest | undefined {
 }
 
 /** The inverse of `toFileKeys`. */
-export function fromFileKeys(value: unknown): unknown {
+function fromFileKeys(value: unknown): unknown {
   return mapKeys(
     value,
     remembered((key) => key.replace(/_(.)/g, (_, letter: string) => letter.toUpperCase())),

@@ -23,7 +23,7 @@ import { type PhaseContext, transitionsOf } from "./context.ts";
 const SAMPLED_ROWS = 512;
 
 /** Default range methods: 255 steps need no cut, 15 do. */
-export const DEFAULT_RANGE: Readonly<Record<ActivationBits, RangeMethod>> = { 8: "minmax", 4: "mse" };
+const DEFAULT_RANGE: Readonly<Record<ActivationBits, RangeMethod>> = { 8: "minmax", 4: "mse" };
 
 /** Layers that read the same input, and so share its quantization parameters. */
 interface Reader {

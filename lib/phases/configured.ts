@@ -90,7 +90,7 @@ export async function runConfiguredPhases(
 }
 
 /** Events of a report: a line with its numbers for each phase, and for each violation to be logged. */
-export function phaseEvents(
+function phaseEvents(
   report: PhasesReport,
   { thermodynamic: { validation: { logViolations } } }: Config,
 ): Required<Pick<RunEvent, "message" | "data">>[] {

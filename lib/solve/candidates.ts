@@ -33,7 +33,7 @@ export function solverSettings({ solverOptions, thermodynamic }: Config): Solver
 }
 
 /** Phase 3's weights by time. By default only image models have them; docs/solvers.md has why. */
-export function timeWeightSettings(
+function timeWeightSettings(
   { thermodynamic }: Config,
   { kind, data: { scheduler } }: Pick<Solvable, "kind" | "data">,
 ): TimeWeightSettings | undefined {

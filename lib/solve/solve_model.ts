@@ -141,15 +141,6 @@ interface LayerStage {
   readonly formats: readonly WeightFormat[];
 }
 
-/**
- * Hidden states of a part of the data in front of a block: in full precision, and with the layers solved so
- * far.
- */
-interface HiddenStates {
-  readonly full: Float32Array<ArrayBuffer>;
-  readonly quantized: Float32Array<ArrayBuffer>;
-}
-
 /** The inputs of a stage, ready to solve on. */
 interface StageInputs extends Gathered {
   readonly moment: FactoredMoment;

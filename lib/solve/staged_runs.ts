@@ -54,11 +54,6 @@ export class StagedRuns<Batch> {
     this.#keep(index, place);
   }
 
-  /** The hidden states of a part that has entered a block. Scratch. */
-  hiddenOf(index: number): Floats {
-    return this.#resume(index).hidden;
-  }
-
   /** Runs to the end of each block before one; nothing stays of a model's output. */
   #advance(index: number, place: Place, block: number): void {
     const { batch } = this.parts[index]!;

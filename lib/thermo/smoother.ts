@@ -13,7 +13,7 @@ export type Interpolation = "linear" | "cubic" | "sigmoid";
 export const INTERPOLATIONS: readonly Interpolation[] = ["linear", "cubic", "sigmoid"];
 
 /** Widest window, in bins. */
-export const MAX_WINDOW_SIZE = 1000;
+const MAX_WINDOW_SIZE = 1000;
 /** Slope of the sigmoid over the whole window; its ends are moved to 0 and 1 exactly. */
 const SIGMOID_SLOPE = 10;
 

@@ -9,7 +9,7 @@ import { type CacheStatistics, LayerTimeCache } from "./lru_cache.ts";
 /** Most training timesteps. */
 const MAX_TIMESTEPS = 1_000_000;
 /** Percentile above which weights are cut: those of the last steps grow without bound as σ falls. */
-export const WEIGHT_CAP_PERCENTILE = 95;
+const WEIGHT_CAP_PERCENTILE = 95;
 /** Pairs of layer and timestep whose step KLs are kept. */
 const CACHE_CAPACITY = 65_536;
 

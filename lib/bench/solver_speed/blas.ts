@@ -4,7 +4,7 @@ import { cText, openCompiled } from "../compiled.ts";
 
 /** Names under which systems have it; this variable names another file. */
 const LIBRARIES = ["libopenblas.so.0", "libopenblas.so", "libopenblas.dylib"];
-export const OPENBLAS_VARIABLE = "OPENBLAS_LIBRARY";
+const OPENBLAS_VARIABLE = "OPENBLAS_LIBRARY";
 
 /** An opened library. */
 export interface Blas {

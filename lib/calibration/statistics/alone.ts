@@ -47,7 +47,7 @@ export interface StatisticsUse {
  *
  * @throws {CalibrationError} when they are of another model: no name, another shape or other weights
  */
-export function statisticsFor(statistics: CalibrationStatistics, use: StatisticsUse): CalibrationStatistics {
+function statisticsFor(statistics: CalibrationStatistics, use: StatisticsUse): CalibrationStatistics {
   const { checkpoint, path } = use, fault = faultIn(path);
   const names = namesIn(checkpoint, [...statistics.inputs.values()].flatMap(({ layers }) => layers));
   if (names.size === 0) {

@@ -165,7 +165,7 @@ export function solvable(
 }
 
 /** Columns of the blocks in which a diagonal is solved: whole groups and superblocks of every size. */
-export const DIAGONAL_BLOCK = 256;
+const DIAGONAL_BLOCK = 256;
 
 /** Numbers that are gone through between two looks for a signal. */
 const PART = 1 << 22;

@@ -23,7 +23,7 @@ const pairs = (text: string): Readonly<Record<string, string>> =>
   Object.fromEntries(text.trim().split(/\s+/).map((pair) => pair.split("=")));
 
 /** Families by `general.architecture`. */
-export const GGUF_FAMILIES: Readonly<Record<string, Family>> = {
+const GGUF_FAMILIES: Readonly<Record<string, Family>> = {
   dream: {
     block: "model.layers.",
     names: pairs(`
