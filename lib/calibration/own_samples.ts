@@ -80,8 +80,8 @@ const ROUNDED_SHARE = 0.5;
 const STEPS = 32;
 /** Positions that run together: the same for any memory, as sums depend on them. */
 export const OWN_BATCH_POSITIONS = 2048;
-/** Logits that they may have. */
-const BATCH_LOGITS = 2 ** 25;
+/** Logits that they may have: weights are read and rounded again for each batch, so few sequences take long. */
+export const OWN_BATCH_LOGITS = 2 ** 27;
 /** Work that is shorter is not announced. */
 const ANNOUNCED_SECONDS = 2;
 /** Part of an image model's trajectories that have no class. */
@@ -109,6 +109,8 @@ class Work {
   readonly #begun = performance.now();
   #done = 0;
   #kept = 0;
+  /** Work and time of the first step, which also reads the weights. */
+  #first: { readonly done: number; readonly seconds: number } | undefined;
   #isSaid = false;
 
   /** @param total work of all steps, in any unit */
@@ -119,13 +121,15 @@ class Work {
   /** Done so much more. @throws when the run is stopped */
   async step(work: number): Promise<void> {
     this.#done += work;
-    const { onEvent, onProgress, signal } = this.options, left = this.total - this.#kept;
-    const seconds = (performance.now() - this.#begun) / 1000,
-      all = seconds * left / (this.#done - this.#kept);
-    if (!this.#isSaid && all > ANNOUNCED_SECONDS) {
+    const { onEvent, onProgress, signal } = this.options, done = this.#done - this.#kept;
+    const seconds = (performance.now() - this.#begun) / 1000;
+    if (this.#first === undefined) this.#first = { done, seconds };
+    else if (!this.#isSaid) {
       this.#isSaid = true;
-      const message = `${this.what}: about ${secondsText(all)} by its first step`;
-      onEvent?.({ kind: "calibrate", message, data: { seconds: all } });
+      const rate = (done - this.#first.done) / (seconds - this.#first.seconds);
+      const all = seconds + (this.total - this.#done) / rate;
+      const message = `${this.what}: about ${secondsText(all)} by its second step`;
+      if (all > ANNOUNCED_SECONDS) onEvent?.({ kind: "calibrate", message, data: { seconds: all } });
     }
     onProgress?.(stepProgress(this.what, this.#done, this.total));
     await pause(signal);
@@ -148,21 +152,25 @@ export interface OwnSampleOptions extends RunOptions {
 }
 
 /** Makes a model's own samples. @throws {InterruptedError} when stopped, through {@linkcode stoppable} */
-export function makeOwnSamples(
+export async function makeOwnSamples(
   loaded: LoadedModel,
   settings: OwnSampleSettings,
   seed: number,
   options: OwnSampleOptions,
 ): Promise<OwnSamples> {
-  return loaded.kind === "dit"
-    ? ownTrajectories(loaded, settings, seed, options)
-    : ownSequences(loaded, settings, seed, options);
+  const samples = loaded.kind === "dit"
+    ? await ownTrajectories(loaded, settings, seed, options)
+    : await ownSequences(loaded, settings, seed, options);
+  loaded.model.releaseScratch(); // logits of whole batches, and a rounded head
+  return samples;
 }
 
-/** What making samples takes. */
+/** What making samples takes, without those that a stopped run has kept. */
 export interface OwnSampleWork {
   /** Of all steps. */
   positions: number;
+  /** Forward passes that they are divided into. */
+  passes: number;
   /** Whether the model's linear layers run at 8 bits. */
   isRounded: boolean;
 }
@@ -172,16 +180,21 @@ export interface OwnSampleDraft extends Readonly<OwnSampleWork> {
   readonly samples: OwnSamples;
 }
 
-/** What {@linkcode makeOwnSamples} would make, with random tokens or nothing instead: for a forecast. */
+/**
+ * What {@linkcode makeOwnSamples} would make, with random tokens or nothing instead: for a forecast.
+ *
+ * @param kept batches of a run that was stopped: they are taken
+ */
 export async function draftOwnSamples(
   loaded: LoadedModel,
   settings: OwnSampleSettings,
   seed: number,
+  kept?: KeptSamples,
 ): Promise<OwnSampleDraft> {
-  const draft: OwnSampleWork = { positions: 0, isRounded: false };
+  const draft: OwnSampleWork = { positions: 0, passes: 0, isRounded: false };
   const samples = loaded.kind === "dit"
-    ? await ownTrajectories(loaded, settings, seed, {}, draft)
-    : await ownSequences(loaded, settings, seed, {}, draft);
+    ? await ownTrajectories(loaded, settings, seed, { kept }, draft)
+    : await ownSequences(loaded, settings, seed, { kept }, draft);
   return { samples, ...draft };
 }
 
@@ -236,13 +249,13 @@ async function ownSequences(
   const total = groups.reduce((sum, [tokens, own]) => sum + tokens * own.length * stepsOf(own), 0);
   const most = groups[0]?.[0] ?? 0;
   const isRounded = records * steps * cost >= ROUNDED_SHARE * SEQUENCES.multiplyAdds;
-  if (draft !== undefined) Object.assign(draft, { positions: total, isRounded });
+  if (draft !== undefined) draft.isRounded = isRounded;
   const work = new Work(`${records} sequences of up to ${most} tokens written by the model`, total, options);
   const rows: OwnSequences["rows"][number][] = [];
   let batch = 0;
   for (const [tokens, group] of groups) {
     const atOnce = Math.floor(
-      Math.min(OWN_BATCH_POSITIONS / tokens, BATCH_LOGITS / (tokens * vocabularySize)),
+      Math.min(OWN_BATCH_POSITIONS / tokens, OWN_BATCH_LOGITS / (tokens * vocabularySize)),
     );
     const size = Math.max(1, atOnce), count = stepsOf(group);
     for (let begin = 0; begin < group.length; begin += size) {
@@ -256,11 +269,13 @@ async function ownSequences(
         excludedTokens,
       };
       const written = new Int32Array(flat.length), index = batch++;
-      if (draft !== undefined) {
+      if (options.kept?.load(index, written) === true) work.resume(part.length * tokens * count);
+      else if (draft !== undefined) {
         const random = randomTokens(new RandomStream(seed + 4, rows.length), flat.length, vocabulary);
         written.set(flat.map((token, at) => token === maskToken ? random[at]! : token));
-      } else if (options.kept?.load(index, written) === true) work.resume(part.length * tokens * count);
-      else {
+        draft.positions += part.length * tokens * count;
+        draft.passes += count;
+      } else {
         const run = () => samplerOf(loaded, flat, part.length, common);
         written.set(await runSampler(model, run, isRounded, () => work.step(part.length * tokens)));
         options.kept?.save(index, written);
@@ -417,13 +432,14 @@ async function ownTrajectories(
       (_, k) => Math.floor((steps - k - offset) * trainTimesteps / steps),
     );
     for (let i = 0; i < own.length; i++) timesteps.push(visited);
-    if (draft !== undefined) {
-      draft.positions += own.length * steps * positions;
-      continue;
-    }
     const part = all.subarray(begin * stateElements, (begin + own.length) * stateElements);
     if (options.kept?.load(batch, part) === true) {
       work.resume(own.length * steps);
+      continue;
+    }
+    if (draft !== undefined) {
+      draft.positions += own.length * steps * positions;
+      draft.passes += steps;
       continue;
     }
     const run = imageSteps(model, scheduler, own, {

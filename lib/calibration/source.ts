@@ -118,7 +118,8 @@ export async function openCalibration(
         : "go on with --resume, what the model has made is kept",
       async () => {
         if (source === "self" && options.onDraft !== undefined) {
-          const { samples: own, ...work } = await draftOwnSamples(loaded, config.selfCalibration, seed);
+          const { selfCalibration: self } = config;
+          const { samples: own, ...work } = await draftOwnSamples(loaded, self, seed, options.kept);
           options.onDraft(await loadCalibration(loaded, { ...data, own }), work);
         }
         return shard === undefined

@@ -3,7 +3,7 @@ import { chooseMoment } from "../calibration/moment_structure.ts";
 import { blockRuns } from "../calibration/collect.ts";
 import type { CalibrationPart } from "../calibration/mod.ts";
 import { type Solvable, thatRuns } from "../calibration/statistics/alone.ts";
-import { OWN_BATCH_POSITIONS, type OwnSampleWork } from "../calibration/own_samples.ts";
+import { OWN_BATCH_LOGITS, OWN_BATCH_POSITIONS, type OwnSampleWork } from "../calibration/own_samples.ts";
 import { calibrationGroups } from "../calibration/saved_statistics.ts";
 import { maskedRows } from "../calibration/step_kl.ts";
 import { type ConfigInForce, hasBudget, wantsPhases } from "../config/mod.ts";
@@ -92,6 +92,8 @@ export class CountedWork {
   readonly #run: CountedRun;
   /** Undefined where the model does not run. */
   readonly #model: ReturnType<typeof modelConfig> | undefined;
+  /** Weights of the largest matrix. */
+  readonly #largestMatrix: number;
   /** Bytes of all weights as they are held, and of the block or the table that takes most. */
   readonly weights: { readonly bytes: number; readonly leastBytes: number };
 
@@ -101,8 +103,11 @@ export class CountedWork {
     this.#model = isRun ? modelConfig(checkpoint) : undefined;
     const matrices = isRun ? modelRequirements(checkpoint).matrices : run.calibrated.model.stages.flatMap(
       ({ layers }) =>
-        layers.map(({ name }) => ({ name, bytes: checkpoint.tensors.get(name)!.info.byteLength })),
+        layers.map(({ name, weights: { rows, cols } }) => {
+          return { name, rows, cols, bytes: checkpoint.tensors.get(name)!.info.byteLength };
+        }),
     );
+    this.#largestMatrix = most(matrices.map(({ rows, cols }) => rows * cols));
     const weightBytes = isRun
       ? modelRequirements(checkpoint).weightBytes
       : matrices.reduce((sum, { bytes }) => sum + bytes, 0);
@@ -168,24 +173,32 @@ export class CountedWork {
     };
   }
 
-  /** The model making its own samples; about half of the positions are written to. */
-  ownSamples({ positions, isRounded }: OwnSampleWork): RunStage {
+  /**
+   * The model making its own samples; about half of the positions are written to.
+   *
+   * @param heldBytes of weights that stay in memory: where they are fewer than all, each pass reads all again
+   */
+  ownSamples({ positions, passes, isRounded }: OwnSampleWork, heldBytes: () => number): RunStage {
     const { data: { fit } } = this.#run.calibrated, pass = this.#pass(fit), width = this.#width;
     const form = { bits: 8, groupSize: 0, zeroPoint: "real" } as const;
     const { vocabularySize = 0 } = (this.#model?.config ?? {}) as { readonly vocabularySize?: number };
+    const logits = Math.min(OWN_BATCH_LOGITS, OWN_BATCH_POSITIONS * vocabularySize);
     return {
       name: "its own samples",
-      bytes: pass.bytes,
+      bytes: pass.bytes + 4 * logits + (isRounded ? this.#largestMatrix : 0),
       statesBytes: 0,
-      seconds(timed) {
+      seconds: (timed) => {
         const ofLogits = 0.5 * vocabularySize * width;
+        const read = heldBytes() < this.weights.bytes ? passes : 1;
+        const around = read * timed.reading(this.weights.bytes) +
+          timed.logits(0.5 * positions, vocabularySize);
         if (!isRounded) {
-          return positions * (pass.seconds(timed) / pass.positions + ofLogits * timed.multiplyAdd(width));
+          return around +
+            positions * (pass.seconds(timed) / pass.positions + ofLogits * timed.multiplyAdd(width));
         }
-        // Weights are rounded again in each step of a batch.
-        const steps = Math.ceil(positions / OWN_BATCH_POSITIONS);
-        return positions * (pass.ofPosition + ofLogits) * timed.integerMultiplyAdd() +
-          steps * timed.packing(pass.ofPosition + 2 * ofLogits, "round", form);
+        // Weights are rounded again in each pass.
+        return around + positions * (pass.ofPosition + ofLogits) * timed.integerMultiplyAdd() +
+          passes * timed.packing(pass.ofPosition + 2 * ofLogits, "round", form);
       },
     };
   }

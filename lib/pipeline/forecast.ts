@@ -60,7 +60,9 @@ export function announce(
   const { checkpoint, config, kernels, memory, folder, measuredShare, options: { onEvent } } = run;
   const memoryBytes = memory.limitBytes;
   const counted = new CountedWork({ calibrated, checkpoint, rows, memoryBytes, measuredShare });
-  const before = ownSamples === undefined ? [] : [counted.ownSamples(ownSamples)];
+  const before = ownSamples === undefined
+    ? []
+    : [counted.ownSamples(ownSamples, () => memory.held.limitBytes)];
   const stages = [...before, ...counted.stages(config)], resident = memory.residentBytes;
   const needs = (own: CountedWork, list: readonly RunStage[]) =>
     list.map(({ name, bytes, statesBytes }) => ({
@@ -86,7 +88,7 @@ export function announce(
   }
   const bytes = resident + divide(memory, counted, stages);
   checkDisk(run, counted, calibrated, stages);
-  const timed = new TimedWork(kernels, calibrated);
+  const timed = new TimedWork(kernels, calibrated, checkpoint);
   const parts = stages.map((stage) => ({
     name: stage.name,
     seconds: stage.seconds(timed),

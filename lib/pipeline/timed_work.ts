@@ -17,6 +17,7 @@ import { type FactoredMoment, factorMoments } from "../quant/solvers/factored_mo
 import { accumulateMoment, emptyMoments } from "../quant/solvers/moments.ts";
 import { solveLayer } from "../quant/solvers/solve_layer.ts";
 import type { SolverSettings } from "../quant/solvers/settings.ts";
+import type { Checkpoint } from "../tensor/mod.ts";
 import { tokenKl } from "../thermo/masked_transition.ts";
 
 /** Most columns, rows and inputs of a layer that is solved to be timed: wider ones take as many times longer. */
@@ -31,6 +32,8 @@ const SHORT_SECONDS = 0.3;
 const MOST_TIMES = 9, ENOUGH_SECONDS = 0.05;
 /** Weights that are packed, and bytes that are hashed, to be timed. */
 const PACKED = { rows: 256, cols: 2048 }, HASHED_BYTES = 2 ** 22;
+/** Bytes that are read to be timed, at most. */
+const READ_BYTES = 2 ** 26;
 /** Numbers that are copied to be timed. */
 const COPIED_ELEMENTS = 2 ** 18;
 /** Rows and columns of logits that are compared to be timed. */
@@ -65,11 +68,12 @@ interface MomentTimes {
 export class TimedWork {
   readonly #kernels: Kernels;
   readonly #calibrated: Solvable;
+  readonly #checkpoint: Checkpoint;
   readonly #known = new Map<string, number>();
   readonly #moments = new Map<number, MomentTimes>();
 
-  constructor(kernels: Kernels, calibrated: Solvable) {
-    [this.#kernels, this.#calibrated] = [kernels, calibrated];
+  constructor(kernels: Kernels, calibrated: Solvable, checkpoint: Checkpoint) {
+    [this.#kernels, this.#calibrated, this.#checkpoint] = [kernels, calibrated, checkpoint];
   }
 
   #once(key: string, measure: () => number): number {
@@ -191,7 +195,7 @@ export class TimedWork {
 
   /** Seconds of comparing two models' logits at so many positions. */
   logits(rows: number, vocabularySize: number): number {
-    if (rows === 0) return 0;
+    if (rows * vocabularySize === 0) return 0;
     const seconds = this.#once("logits", () => {
       const cols = Math.min(vocabularySize, LOGITS.cols), values = new Float32Array(LOGITS.rows * cols);
       new RandomStream(2).fillNormal(values);
@@ -229,6 +233,16 @@ export class TimedWork {
       const codes = quantizeActivations(kernels, x, tokens, cols), out = new Float32Array(tokens * rows);
       return secondsOf(() => linearPackedInt8(kernels, { weights }, codes, out)) / (tokens * rows * cols);
     });
+  }
+
+  /** Seconds of reading so many bytes of weights, from the disk or from what the system keeps of it. */
+  reading(bytes: number): number {
+    const { tensors } = this.#checkpoint;
+    const { name, byteLength } = [...tensors.values()].map(({ info }) => info)
+      .reduce((a, b) => b.byteLength > a.byteLength ? b : a);
+    const content = new Uint8Array(Math.min(byteLength, READ_BYTES));
+    const seconds = this.#once("reading", () => secondsOf(() => this.#checkpoint.readInto(name, 0, content)));
+    return seconds * bytes / content.length;
   }
 
   /** Seconds of hashing so many bytes. */

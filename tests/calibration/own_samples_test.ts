@@ -1,4 +1,4 @@
-import { afterAll, describe, expect, test } from "bun:test";
+import { afterAll, describe, expect, spyOn, test } from "bun:test";
 import { cpSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { KeptSamples } from "../../lib/calibration/kept_samples.ts";
@@ -23,6 +23,7 @@ import {
 } from "../../lib/models/mod.ts";
 import { openKernels } from "../../lib/native/mod.ts";
 import { quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
+import type { Progress, RunEvent } from "../../lib/progress.ts";
 import { MODELS, rejection, workplace } from "../_checkpoints.ts";
 import { ditCheckpoint, dreamCheckpoint, lladaCheckpoint, store } from "../_models.ts";
 
@@ -76,7 +77,7 @@ describe("a draft", () => {
       const made = await makeOwnSamples(loaded, settings, 1, {
         onProgress: (progress) => void lengths.push(progress.tensors),
       });
-      const { samples, positions } = await draftOwnSamples(loaded, settings, 1);
+      const { samples, positions, passes } = await draftOwnSamples(loaded, settings, 1);
       const form = (own: typeof made) =>
         own.kind === "sequences"
           ? own.rows.map(({ tokens, answerStart }) => [tokens.length, answerStart])
@@ -86,6 +87,7 @@ describe("a draft", () => {
         ? (loaded.model.config.sampleSize / loaded.model.config.patchSize) ** 2
         : 1;
       expect(positions).toBe(lengths[0]! * each);
+      expect(passes).toBe(lengths.length);
       if (samples.kind === "sequences" && loaded.kind !== "dit") {
         const { maskToken } = loaded.model.config;
         expect(samples.rows.some(({ tokens }) => tokens.includes(maskToken))).toBe(false);
@@ -114,6 +116,29 @@ describe("sequences that a model writes", () => {
       expect(await sequences(folders[kind], 2)).not.toEqual({ kind: "sequences", rows });
     });
   }
+
+  test("take as long as by the second step: the first one also reads the weights", async () => {
+    let clock = 0, done = 0;
+    const counts: number[] = [], announced: unknown[] = [];
+    const now = spyOn(performance, "now").mockImplementation(() => clock);
+    try {
+      await sequences(folders.dream, 1, SMALL, {
+        onEvent({ kind, data }: RunEvent) {
+          if (kind === "stage") clock += 100_000;
+          if (kind === "calibrate") announced.push(data);
+        },
+        onProgress({ tensorsDone, tensors }: Progress) {
+          counts.push(tensorsDone - done);
+          [done, clock] = [tensorsDone, clock + 1000];
+          if (counts.length === 1) counts.unshift(tensors);
+        },
+      });
+    } finally {
+      now.mockRestore();
+    }
+    const [total, first, second] = counts as [number, number, number];
+    expect(announced).toEqual([{ seconds: 101 + (total - first - second) / second }]);
+  });
 
   test("are answers to puzzles where the model reads those, and most of them are right", async () => {
     const { rows } = await sequences(DREAM, 1, { records: 60, tokens: 128, steps: 32 });
@@ -284,12 +309,14 @@ describe("a stopped run", () => {
       expect(await stopped.then(() => "done", String)).toBe("SIGINT");
       const before = steps;
       steps = 0;
+      const left = await draftOwnSamples(loaded(), settings, 1, kept());
+      expect(left.passes).toBeLessThan((await draftOwnSamples(loaded(), settings, 1)).passes);
       const resumed = await makeOwnSamples(loaded(), settings, 1, {
         kept: kept(),
         onProgress: () => void steps++,
       });
       expect(resumed).toEqual(whole);
-      expect(steps).toBeGreaterThan(0);
+      expect(steps).toBe(left.passes);
       const total = before + steps;
       // Another run's batches, and those that were changed, are made anew.
       steps = 0;

@@ -39,6 +39,16 @@ export class IntegerProducts {
     readonly activations: ActivationPrecision = "f32",
   ) {}
 
+  /** Lets the scratch go. */
+  release(): void {
+    this.#codeBytes = new Uint8Array(0);
+    this.#scales = new Float32Array(0);
+    this.#zeroPoints = new Int32Array(0);
+    this.#views.clear();
+    this.#packed = new Uint32Array(0);
+    this.#rowScales = this.#rowZeroPoints = new Uint16Array(0);
+  }
+
   /** A layer in the model's own precision. **Shapes** `x: f32[count, cols]` → `out: f32[count, rows]` */
   linear(layer: LinearLayer, x: Float32Array, count: number, out: Floats): void {
     const { weights } = layer;

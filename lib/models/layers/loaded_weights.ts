@@ -98,6 +98,12 @@ export abstract class LoadedWeights<Config, Parts> {
     return this.workspace.bytes;
   }
 
+  /** Lets the scratch of earlier calls go, which would stay for calls as large. */
+  releaseScratch(): void {
+    this.workspace.release();
+    this.#products.release();
+  }
+
   /** @param tokens of an item; default all rows of a layer's input in equal parts */
   protected pass({ observe, weights }: PassOptions, tokens?: number): Pass<Config, Parts> {
     const { kernels, config, parts, workspace, timeAware } = this,

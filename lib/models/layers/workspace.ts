@@ -19,6 +19,12 @@ export class Workspace {
     return fresh;
   }
 
+  /** Lets all buffers go. */
+  release(): void {
+    this.#buffers.clear();
+    this.#views.clear();
+  }
+
   /** Bytes held. */
   get bytes(): number {
     return [...this.#buffers.values()].reduce((sum, buffer) => sum + buffer.byteLength, 0);
