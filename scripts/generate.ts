@@ -8,27 +8,20 @@ import {
   ACTIVATION_PRECISIONS,
   type ActivationPrecision,
   type DitConfig,
-  DREAM_ALGORITHMS,
-  type DreamAlgorithm,
-  dreamSteps,
   encodePng,
   forwardCost,
   type ForwardShape,
-  type GenerationStep,
   imageSteps,
   keysWithoutMeaning,
+  languageFamily,
   type LanguageKind,
-  lladaSteps,
   loadScheduler,
   loadTokenizer,
   type MaskedTransformerConfig,
   modelConfig,
   modelFrom,
   modelRequirements,
-  type Remasking,
-  REMASKINGS,
   type SamplerName,
-  sdarSteps,
   type StoredGeneration,
   storedGeneration,
   storedTimeParameters,
@@ -113,32 +106,26 @@ LLaDA: low_confidence (default) or random`,
 
 type Options = Arguments<typeof USAGE>;
 
-const TEXT_ONLY = [
-  "prompt",
-  "length",
-  "algorithm",
-  "algorithm-temperature",
-  "temperature",
-  "top-p",
-  "top-k",
-  "block-length",
-] as const;
+/** Options that some families of language models have, with the setting of each. */
+const OF_FAMILIES = {
+  "algorithm": "algorithm",
+  "algorithm-temperature": "algorithmTemperature",
+  "top-p": "topP",
+  "top-k": "topK",
+  "block-length": "blockLength",
+} as const;
+type FamilyOption = keyof typeof OF_FAMILIES;
+const OF_SOME = Object.keys(OF_FAMILIES) as FamilyOption[];
+const TEXT_ONLY = ["prompt", "length", "temperature", ...OF_SOME] as const;
 const IMAGE_ONLY = ["class", "out", "sampler", "zoom"] as const;
+
 /** Options that a family has not. */
-const FOREIGN = {
-  dream: [...IMAGE_ONLY, "guidance", "block-length"],
-  llada: [...IMAGE_ONLY, "algorithm-temperature", "top-p", "top-k"],
-  llada_moe: [...IMAGE_ONLY, "algorithm-temperature", "top-p", "top-k"],
-  sdar: [...IMAGE_ONLY, "algorithm", "algorithm-temperature", "guidance", "block-length"],
-  dit: TEXT_ONLY,
-} as const;
-const FAMILY = {
-  dream: "a Dream model",
-  llada: "a LLaDA model",
-  llada_moe: "a LLaDA-MoE model",
-  sdar: "an SDAR model",
-  dit: "a model that draws",
-} as const;
+function foreignTo(kind: LanguageKind | "dit") {
+  if (kind === "dit") return TEXT_ONLY;
+  const { settings } = languageFamily(kind);
+  const others = OF_SOME.filter((name) => !settings.includes(OF_FAMILIES[name]));
+  return [...IMAGE_ONLY, ...others, ...(settings.includes("guidance") ? [] : ["guidance" as const])];
+}
 
 /** Tokens of a text that is no puzzle. */
 const DEFAULT_LENGTH = 32;
@@ -177,13 +164,16 @@ async function run(parsed: Options, { signal }: Context): Promise<void> {
   using checkpoint = openCheckpoint(path, { variant: values.variant });
   for (const note of checkpoint.notes) display.log(`input: ${printable(note)}`);
   const described = modelConfig(checkpoint);
-  const misplaced = FOREIGN[described.kind].find((name) => values[name] !== undefined) ??
+  const misplaced = foreignTo(described.kind).find((name) => values[name] !== undefined) ??
     (flags.chat && described.kind === "dit" ? "chat" : undefined);
   if (misplaced !== undefined) {
     const isDrawn = IMAGE_ONLY.some((name) => name === misplaced);
-    throw new UsageError(
-      `--${misplaced} is not for ${isDrawn ? "a model that writes" : FAMILY[described.kind]}`,
-    );
+    const models = described.kind === "dit"
+      ? "a model that draws"
+      : isDrawn
+      ? "a model that writes"
+      : languageFamily(described.kind).title;
+    throw new UsageError(`--${misplaced} is not for ${models}`);
   }
   using kernels = await openCommandKernels(chosen);
   display.log(`${described.kind}; ${kernels.describe()}, threads ${kernels.threads}`);
@@ -308,7 +298,7 @@ function startWriting(
   config: MaskedTransformerConfig,
   { tokenizer, isPuzzle, canvas, places, wanted, stored }: Posed,
 ) {
-  const { checkpoint, kernels, parsed, timeParameters } = task;
+  const { checkpoint, kernels, parsed, timeParameters } = task, family = languageFamily(kind);
   const seed = parsed.whole("seed", 0) ?? 0;
   // A puzzle is written one token a step, unless fewer steps are asked for.
   const steps = parsed.whole("steps", 1, MAX_STEPS) ??
@@ -324,7 +314,7 @@ function startWriting(
     ],
   };
   checkSamplingOptions("generate", sampling, config.vocabularySize);
-  const algorithm = parsed.oneOf<string>("algorithm", kind === "dream" ? DREAM_ALGORITHMS : REMASKINGS) ??
+  const algorithm = parsed.oneOf<string>("algorithm", family.algorithms) ??
     stored.algorithm ?? (isPuzzle ? "maskgit_plus" : undefined);
   const algorithmTemperature = parsed.number("algorithm-temperature") ?? stored.algorithmTemperature;
   // Dream's `origin` draws positions as it is.
@@ -345,27 +335,18 @@ function startWriting(
   const needed = announce(task, shape, Math.ceil(rows / 2), Math.min(steps ?? Infinity, places.length));
   const { model } = modelFrom(checkpoint, kernels, { timeParameters, activations: task.activations });
   if ("imageElements" in model) throw new TypeError("Cannot write: the model draws");
-  const turns: Generator<GenerationStep, Int32Array> = kind === "sdar"
-    ? sdarSteps(model, canvas, 1, { ...sampling, steps, threshold: stored.threshold, seed })
-    : kind !== "dream"
-    ? lladaSteps(model, canvas.subarray(0, canvas.length - wanted), 1, {
-      generationLength: wanted,
-      blockLength,
-      steps,
-      temperature: sampling.temperature,
-      remasking: algorithm as Remasking | undefined,
-      guidance: parsed.number("guidance") ?? stored.guidance,
-      excludedTokens: sampling.excludedTokens,
-      seed,
-    })
-    : dreamSteps(model, canvas, 1, {
-      ...sampling,
-      algorithm: algorithm as DreamAlgorithm | undefined,
-      algorithmTemperature,
-      steps,
-      eps: stored.eps,
-      seed,
-    });
+  const turns = family.write(model, canvas, 1, {
+    ...sampling,
+    steps,
+    algorithm,
+    algorithmTemperature,
+    eps: stored.eps,
+    threshold: stored.threshold,
+    guidance: parsed.number("guidance") ?? stored.guidance,
+    blockLength,
+    generationLength: wanted,
+    seed,
+  });
   return { turns, seed, needed, notHonoured };
 }
 

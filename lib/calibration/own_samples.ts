@@ -4,19 +4,17 @@
  */
 import {
   drawPuzzle,
-  dreamSteps,
   forwardCost,
   type GenerationStep,
   imageSteps,
   isPuzzleVocabulary,
-  lladaSteps,
+  languageFamily,
   type LoadedModel,
   loadScheduler,
   openTokenizer,
   PUZZLE_TOKENS,
   RandomStream,
   readTokenizerFiles,
-  sdarSteps,
   specialTokens,
   type Tokenizer,
   tokensWithoutText,
@@ -267,6 +265,7 @@ async function ownSequences(
         steps: count,
         temperature: 1,
         excludedTokens,
+        algorithm: loaded.kind === "dream" ? "entropy" : undefined,
       };
       const written = new Int32Array(flat.length), index = batch++;
       if (options.kept?.load(index, written) === true) work.resume(part.length * tokens * count);
@@ -276,7 +275,7 @@ async function ownSequences(
         draft.positions += part.length * tokens * count;
         draft.passes += count;
       } else {
-        const run = () => samplerOf(loaded, flat, part.length, common);
+        const run = () => languageFamily(loaded.kind).write(model, flat, part.length, common);
         written.set(await runSampler(model, run, isRounded, () => work.step(part.length * tokens)));
         options.kept?.save(index, written);
       }
@@ -286,20 +285,6 @@ async function ownSequences(
     }
   }
   return { kind: "sequences", rows };
-}
-
-/** The sampler of a family of masked language models. */
-function samplerOf(
-  { model, kind }: LanguageModel,
-  flat: Int32Array,
-  batch: number,
-  options: SamplerOptions,
-): Generator<GenerationStep, Int32Array> {
-  return kind === "dream"
-    ? dreamSteps(model, flat, batch, { ...options, algorithm: "entropy" })
-    : kind === "sdar"
-    ? sdarSteps(model, flat, batch, options)
-    : lladaSteps(model, flat, batch, { ...options, generationLength: 0 });
 }
 
 /** Runs a sampler to its end, the model at 8 bits where asked for. */
@@ -318,15 +303,6 @@ async function runSampler(
   } finally {
     model.roundsWeights = false;
   }
-}
-
-/** What samplers of all families take. */
-interface SamplerOptions {
-  readonly seed: number;
-  readonly firstStream: number;
-  readonly steps: number;
-  readonly temperature: number;
-  readonly excludedTokens: readonly number[];
 }
 
 type Opening = (

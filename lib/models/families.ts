@@ -18,6 +18,7 @@ import { unknownKeys } from "./configuration/keys.ts";
 import { ConfigFields, shown } from "./model_config.ts";
 import type { LoadOptions, TensorList } from "./layers/tensors.ts";
 import { DREAM } from "./masked/dream.ts";
+import type { MaskedFamily } from "./masked/family.ts";
 import { LLADA } from "./masked/llada.ts";
 import { LLADA_MOE } from "./masked/llada_moe.ts";
 import { SDAR } from "./masked/sdar.ts";
@@ -67,6 +68,17 @@ export function modelConfig(checkpoint: Checkpoint): ModelConfig {
   const family = familyOf(checkpoint);
   return { kind: family.kind, config: configOf(family, ConfigFields.of(checkpoint)) } as ModelConfig;
 }
+
+/** A family of masked language models. */
+export type LanguageFamily = { [K in Kind]: Families[K] extends MaskedFamily<K> ? Families[K] : never }[Kind];
+
+/** The family of a kind of masked language models: how it writes. */
+export function languageFamily(kind: LanguageFamily["kind"]): LanguageFamily {
+  return FAMILIES[kind];
+}
+
+/** Whether gradients of a family's models are computed here. */
+export const hasGradients = (kind: Kind): boolean => FAMILIES[kind].hasGradients;
 
 /** Keys of config.json that mean nothing here: they are ignored, and a user is told. */
 export function keysWithoutMeaning(checkpoint: Checkpoint): string[] {

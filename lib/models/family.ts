@@ -44,6 +44,8 @@ export interface ModelFamily<Kind extends Checkpoint["kind"], Config, Model> {
   tensors(config: Config, fields: ConfigFields): TensorList;
   model(source: ModelSource<Config>, options: LoadOptions): Model;
   forwardCost(config: Config, shape: ForwardShape): ForwardCost;
+  /** Whether gradients of its models are computed here. */
+  readonly hasGradients: boolean;
   gradientCost(config: Config, shape: ForwardShape): GradientCost;
 }
 

@@ -10,6 +10,7 @@ export {
   forwardCost,
   gradientCost,
   keysWithoutMeaning,
+  languageFamily,
   type LoadedModel,
   loadModel,
   loadStoredModel,

@@ -5,7 +5,7 @@
 import { CheckpointError } from "../errors.ts";
 import { packedWords } from "../quant/mod.ts";
 import { BYTES_PER_ELEMENT, type Checkpoint, type FloatDtype, openCheckpoint } from "../tensor/mod.ts";
-import { type ModelConfig, modelConfig, tensorList } from "./families.ts";
+import { hasGradients, type ModelConfig, modelConfig, tensorList } from "./families.ts";
 import type { WeightDtype } from "./layers/linear.ts";
 import { checkTensorList, heldDtype } from "./layers/tensors.ts";
 
@@ -92,7 +92,7 @@ export function requirementsAt(path: string): ModelRequirements {
  * @throws {CheckpointError} when it is of a family that has none here
  */
 export function checkGradients({ kind, path }: Checkpoint): void {
-  if (kind !== "llada_moe" && kind !== "sdar") return;
+  if (kind === "unknown" || hasGradients(kind)) return;
   throw new CheckpointError(
     `Cannot refine ${
       JSON.stringify(path)

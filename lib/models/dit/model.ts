@@ -199,6 +199,7 @@ export const DIT: ModelFamily<"dit", DitConfig, DitModel> = {
   tensors: ditTensors,
   model: (source, options) => new DitModel(source, options),
   forwardCost: ditForwardCost,
+  hasGradients: true,
   gradientCost: ditGradientCost,
 };
 

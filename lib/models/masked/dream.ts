@@ -4,13 +4,12 @@
  * i, position 0 keeps its own.
  */
 import type { Kernels } from "../../native/mod.ts";
-import { loadAs, type ModelFamily } from "../family.ts";
+import { loadAs } from "../family.ts";
 import { DREAM_KEYS } from "../configuration/keys.ts";
 import { dreamConfig } from "../configuration/masked.ts";
-import type { ConfigFields } from "../model_config.ts";
 import type { LoadOptions } from "../layers/tensors.ts";
 import type { SeedOptions } from "../random.ts";
-import { maskedForwardCost, maskedGradientCost, type MaskedTransformerConfig } from "./config.ts";
+import { type MaskedFamily, maskedFamily, QWEN_NAMES } from "./family.ts";
 import {
   checkAtLeast,
   checkChoice,
@@ -30,56 +29,7 @@ import {
   TokenSampler,
   type TokenSamplingOptions,
 } from "./token_sampling.ts";
-import { MaskedTransformer } from "./transformer.ts";
-import { type TransformerNames, wantedTensors } from "./weights.ts";
-
-/** Names of Qwen's transformers, which Dream, LLaDA-MoE and SDAR have. */
-export const QWEN_NAMES: Omit<TransformerNames, "queryKeyValueBias"> = {
-  embedding: "model.embed_tokens",
-  finalNorm: "model.norm",
-  head: "lm_head",
-  blocks: "model.layers",
-  block: {
-    attentionNorm: "input_layernorm",
-    query: "self_attn.q_proj",
-    key: "self_attn.k_proj",
-    value: "self_attn.v_proj",
-    attentionOutput: "self_attn.o_proj",
-    feedForwardNorm: "post_attention_layernorm",
-    gate: "mlp.gate_proj",
-    up: "mlp.up_proj",
-    down: "mlp.down_proj",
-  },
-  headNorms: { queryNorm: "self_attn.q_norm", keyNorm: "self_attn.k_norm" },
-  otherBias: false,
-};
-
-const namesOf = (fields: ConfigFields): TransformerNames => ({
-  ...QWEN_NAMES,
-  queryKeyValueBias: fields.flag("attention_bias", true),
-});
-
-/** Buffers that old versions of transformers stored; they follow from the configuration. */
-const IGNORED = [/\.rotary_emb\.inv_freq$/];
-
-export const DREAM: ModelFamily<"dream", MaskedTransformerConfig, MaskedTransformer> = {
-  kind: "dream",
-  named: { key: "model_type", value: "Dream" },
-  keys: DREAM_KEYS,
-  config: dreamConfig,
-  tensors: (config, fields) => ({
-    wanted: wantedTensors(config, namesOf(fields)),
-    ignored: [...IGNORED, ...(config.tiesHead ? [/^lm_head\.weight$/] : [])],
-  }),
-  model: (source, options) => new MaskedTransformer(source, namesOf(source.fields), options),
-  forwardCost: maskedForwardCost,
-  gradientCost: maskedGradientCost,
-};
-
-/** Loads a Dream model. @throws as {@linkcode loadAs} */
-export function loadDream(path: string, kernels: Kernels, options: LoadOptions = {}): MaskedTransformer {
-  return loadAs(DREAM, path, kernels, options);
-}
+import type { MaskedTransformer } from "./transformer.ts";
 
 /** Choice of positions: at random, or by confidence - probability, lead over the second, entropy. */
 export type DreamAlgorithm = "origin" | "maskgit_plus" | "topk_margin" | "entropy";
@@ -96,6 +46,25 @@ const CONFIDENCE: Record<DreamAlgorithm, Confidence> = {
   topk_margin: "margin",
   entropy: "negative_entropy",
 };
+
+export const DREAM: MaskedFamily<"dream"> = maskedFamily({
+  kind: "dream",
+  title: "a Dream model",
+  modelType: "Dream",
+  keys: DREAM_KEYS,
+  hasGradients: true,
+  config: dreamConfig,
+  names: (fields) => ({ ...QWEN_NAMES, queryKeyValueBias: fields.flag("attention_bias", true) }),
+  settings: ["algorithm", "algorithmTemperature", "eps", "topP", "topK"],
+  algorithms: DREAM_ALGORITHMS,
+  write: (model, canvas, batch, settings) =>
+    dreamSteps(model, canvas, batch, settings as DreamGenerationOptions),
+});
+
+/** Loads a Dream model. @throws as {@linkcode loadAs} */
+export function loadDream(path: string, kernels: Kernels, options: LoadOptions = {}): MaskedTransformer {
+  return loadAs(DREAM, path, kernels, options);
+}
 
 export interface DreamGenerationOptions extends TokenSamplingOptions, SeedOptions {
   /** Default `origin`, as Dream's. */

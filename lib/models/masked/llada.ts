@@ -3,13 +3,13 @@
  * Dream, with names and other configuration, no shift of the logits, and generation block after block.
  */
 import type { Kernels } from "../../native/mod.ts";
-import { loadAs, type ModelFamily } from "../family.ts";
+import { loadAs } from "../family.ts";
 import { LLADA_KEYS } from "../configuration/keys.ts";
 import { lladaConfig } from "../configuration/masked.ts";
 import type { ConfigFields } from "../model_config.ts";
 import type { LoadOptions } from "../layers/tensors.ts";
 import type { RandomStream, SeedOptions } from "../random.ts";
-import { maskedForwardCost, maskedGradientCost, type MaskedTransformerConfig } from "./config.ts";
+import { type MaskedFamily, maskedFamily, type WritingSettings } from "./family.ts";
 import {
   checkAtLeast,
   checkChoice,
@@ -28,8 +28,8 @@ import {
   selectMostConfident,
   softmaxInPlace,
 } from "./token_sampling.ts";
-import { MaskedTransformer } from "./transformer.ts";
-import { type TransformerNames, wantedTensors } from "./weights.ts";
+import type { MaskedTransformer } from "./transformer.ts";
+import type { TransformerNames } from "./weights.ts";
 
 function namesOf(fields: ConfigFields): TransformerNames {
   const otherBias = fields.flag("include_bias", false);
@@ -54,28 +54,42 @@ function namesOf(fields: ConfigFields): TransformerNames {
   };
 }
 
-export const LLADA: ModelFamily<"llada", MaskedTransformerConfig, MaskedTransformer> = {
+/** Which proposals are kept: the most probable, or any. */
+export type Remasking = "low_confidence" | "random";
+export const REMASKINGS: readonly Remasking[] = ["low_confidence", "random"];
+
+/** How LLaDA and LLaDA-MoE write. */
+export const LLADA_WRITING = {
+  settings: ["algorithm", "guidance", "blockLength"],
+  algorithms: REMASKINGS,
+  write(
+    model: MaskedTransformer,
+    canvas: Int32Array,
+    batch: number,
+    { algorithm, generationLength = 0, ...settings }: WritingSettings,
+  ): Generator<GenerationStep, Int32Array> {
+    const tokens = canvas.length / batch;
+    const prompts = canvas.filter((_, i) => i % tokens < tokens - generationLength);
+    const remasking = algorithm as Remasking | undefined;
+    return lladaSteps(model, prompts, batch, { ...settings, generationLength, remasking });
+  },
+} as const;
+
+export const LLADA: MaskedFamily<"llada"> = maskedFamily({
   kind: "llada",
-  named: { key: "model_type", value: "llada" },
+  title: "a LLaDA model",
+  modelType: "llada",
   keys: LLADA_KEYS,
+  hasGradients: true,
   config: lladaConfig,
-  tensors: (config, fields) => ({
-    wanted: wantedTensors(config, namesOf(fields)),
-    ignored: config.tiesHead ? [/^model\.transformer\.ff_out\.weight$/] : [],
-  }),
-  model: (source, options) => new MaskedTransformer(source, namesOf(source.fields), options),
-  forwardCost: maskedForwardCost,
-  gradientCost: maskedGradientCost,
-};
+  names: namesOf,
+  ...LLADA_WRITING,
+});
 
 /** Loads a LLaDA model. @throws as {@linkcode loadAs} */
 export function loadLlada(path: string, kernels: Kernels, options: LoadOptions = {}): MaskedTransformer {
   return loadAs(LLADA, path, kernels, options);
 }
-
-/** Which proposals are kept: the most probable, or any. */
-export type Remasking = "low_confidence" | "random";
-export const REMASKINGS: readonly Remasking[] = ["low_confidence", "random"];
 
 export interface LladaGenerationOptions extends SeedOptions {
   /** Tokens to generate behind the prompts; 0 only fills the prompts' masks. Default 128. */

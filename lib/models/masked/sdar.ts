@@ -3,14 +3,12 @@
  * of those before; blocks are written one after the other, and the tokens of a block by denoising.
  */
 import type { Kernels } from "../../native/mod.ts";
-import { loadAs, type ModelFamily } from "../family.ts";
+import { loadAs } from "../family.ts";
 import { SDAR_KEYS } from "../configuration/keys.ts";
 import { sdarConfig } from "../configuration/masked.ts";
-import type { ConfigFields } from "../model_config.ts";
 import type { LoadOptions } from "../layers/tensors.ts";
 import type { SeedOptions } from "../random.ts";
-import { maskedForwardCost, maskedGradientCost, type MaskedTransformerConfig } from "./config.ts";
-import { QWEN_NAMES } from "./dream.ts";
+import { type MaskedFamily, maskedFamily, QWEN_NAMES } from "./family.ts";
 import {
   checkAtLeast,
   checkTokens,
@@ -27,28 +25,24 @@ import {
   TokenSampler,
   type TokenSamplingOptions,
 } from "./token_sampling.ts";
-import { MaskedTransformer } from "./transformer.ts";
-import { type TransformerNames, wantedTensors } from "./weights.ts";
+import type { MaskedTransformer } from "./transformer.ts";
 
-const namesOf = (fields: ConfigFields): TransformerNames => ({
-  ...QWEN_NAMES,
-  queryKeyValueBias: fields.flag("attention_bias", false),
-  attentionOutputBias: fields.flag("attention_bias", false),
-});
-
-export const SDAR: ModelFamily<"sdar", MaskedTransformerConfig, MaskedTransformer> = {
+export const SDAR: MaskedFamily<"sdar"> = maskedFamily({
   kind: "sdar",
-  named: { key: "model_type", value: "sdar" },
+  title: "an SDAR model",
+  modelType: "sdar",
   keys: SDAR_KEYS,
+  hasGradients: false,
   config: sdarConfig,
-  tensors: (config, fields) => ({
-    wanted: wantedTensors(config, namesOf(fields)),
-    ignored: [/\.rotary_emb\.inv_freq$/, ...(config.tiesHead ? [/^lm_head\.weight$/] : [])],
+  names: (fields) => ({
+    ...QWEN_NAMES,
+    queryKeyValueBias: fields.flag("attention_bias", false),
+    attentionOutputBias: fields.flag("attention_bias", false),
   }),
-  model: (source, options) => new MaskedTransformer(source, namesOf(source.fields), options),
-  forwardCost: maskedForwardCost,
-  gradientCost: maskedGradientCost,
-};
+  settings: ["threshold", "topP", "topK"],
+  algorithms: [],
+  write: (model, canvas, batch, settings) => sdarSteps(model, canvas, batch, settings),
+});
 
 /** Loads an SDAR model. @throws as {@linkcode loadAs} */
 export function loadSdar(path: string, kernels: Kernels, options: LoadOptions = {}): MaskedTransformer {
