@@ -15,6 +15,7 @@ import { gaussianWeights } from "../random.ts";
 import { type BenchContext, type Goal, type Section, tableOf } from "../suite.ts";
 import { withTemporaryFolder } from "../temporary_folder.ts";
 import { toBfloat16 } from "../../tensor/bfloat16.ts";
+import { percent } from "./scale.ts";
 import { type SyntheticInput, writeSyntheticStatistics } from "./synthetic_statistics.ts";
 
 /** Processor time of one way to quantize a block. */
@@ -116,8 +117,6 @@ export function measureFromStatistics(
     return rows;
   });
 }
-
-const percent = (share: number) => `${(share * 100).toFixed(0)} %`;
 
 /** The rates as a table. */
 export const statisticsSection = (rows: readonly StatisticsRow[]): Section =>
