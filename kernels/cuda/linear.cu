@@ -1,10 +1,7 @@
 /* linear.cu: linear layers of full, packed and two-level weights. A single token has a warp a row, which reads every
- * weight once; more go through the products' tiles, with weights that are not float32 made so a slice of rows at a
- * time. */
-#include "product.h"
-
-/* Bytes of float32 weights that are made at once. */
-#define AQ_SLICE_BYTES ((size_t)256 << 20)
+ * weight once; more go through tensor cores: weights and tokens as parts in bfloat16, a slice of rows at a time.
+ * Weights in bfloat16 are their own high part. */
+#include "tensor.h"
 
 struct weights_view {
   const void *dense; /* null: packed */
@@ -75,16 +72,22 @@ AQ_DEVICE void load_weights(const weights_view &view, size_t row, size_t chunk, 
   }
 }
 
-/* Rows [row, row + rows) as float32, a chunk a thread. */
-static __global__ void __launch_bounds__(AQ_BLOCK) widen_rows(weights_view view, size_t row, size_t rows, float *out) {
-  const aq_layout &layout = view.layout;
-  for (size_t i = aq_thread(); i < rows * layout.chunks; i += aq_all_threads()) {
-    const size_t own = aq_quotient(i, layout.chunks), chunk = i - own * layout.chunks;
-    const size_t n = aq_smaller(AQ_CHUNK, layout.cols - chunk * AQ_CHUNK);
+/* The parts of rows from `row` on; element i is a chunk, padding behind the columns included. */
+struct weight_parts {
+  weights_view view;
+  size_t row;
+  aq_parts parts;
+  __device__ void operator()(size_t i) const {
+    const size_t chunks = parts.stride / AQ_CHUNK, own = aq_quotient(i, chunks), chunk = i - own * chunks;
+    const size_t begin = chunk * AQ_CHUNK, cols = view.layout.cols, n = begin < cols ? aq_smaller(AQ_CHUNK, cols - begin) : 0;
     float values[AQ_CHUNK];
-    load_weights(view, row + own, chunk, n, values);
-    for (size_t k = 0; k < n; k++) out[own * layout.cols + chunk * AQ_CHUNK + k] = values[k];
+    if (n > 0) load_weights(view, row + own, chunk, n, values);
+    aq_split_chunk(values, n, parts, own, chunk);
   }
+};
+
+static int32_t split_weights(const aq_stream_state *on, const weights_view &view, size_t row, const aq_parts &parts) {
+  return aq_run_elements(on, weight_parts{view, row, parts}, parts.rows * (parts.stride / AQ_CHUNK));
 }
 
 static __global__ void __launch_bounds__(AQ_BLOCK) one_token(weights_view view, const float *x, const float *bias,
@@ -116,31 +119,32 @@ static int32_t linear(aq_stream_state *on, const weights_view &view, const float
     aq_launch(on, one_token, aq_cuda_blocks(rows * 32, AQ_BLOCK), AQ_BLOCK, 0, view, x, bias, out);
     return aq_cuda_launched();
   }
-  const bool is_wide = view.dense && view.dtype == AQ_F32;
-  const size_t fit = AQ_SLICE_BYTES / (cols * sizeof(float)), most = fit < 1 ? 1 : fit;
-  const size_t slice = is_wide || rows < most ? rows : most;
+  weights_view input = {}; /* tokens are split as weights are */
+  input.layout = aq_layout_of(tokens, cols, 8, 0);
+  input.dense = x;
+  input.dtype = AQ_F32;
+  const bool is_whole = view.dense && view.dtype == AQ_BF16 && cols % AQ_TENSOR_STEP == 0;
+  const size_t slice = is_whole ? rows : aq_tensor_slice(rows, cols), token_slice = aq_tensor_slice(tokens, cols);
+  aq_cutter cutter = {};
+  aq_parts weights = {(uint16_t *)view.dense, 0, rows, cols}, x_parts = aq_take_parts(&cutter, token_slice, cols);
+  if (!is_whole) weights = aq_take_parts(&cutter, slice, cols);
   int32_t status = AQ_OK;
-  float *wide = is_wide ? 0 : (float *)aq_cuda_scratch(on, slice * cols * sizeof(float), &status);
+  cutter = {(uint8_t *)aq_cuda_scratch(on, cutter.used, &status), 0};
   if (status != AQ_OK) return status;
+  x_parts = aq_take_parts(&cutter, token_slice, cols);
+  if (!is_whole) weights = aq_take_parts(&cutter, slice, cols);
   aq_launch(on, set_rows, aq_cuda_blocks(tokens * rows, AQ_BLOCK), AQ_BLOCK, 0, bias, tokens, rows, out);
-  for (size_t row = 0; row < rows; row += slice) {
-    const size_t own = slice < rows - row ? slice : rows - row;
-    if (wide)
-      aq_launch(on, widen_rows, aq_cuda_blocks(own * view.layout.chunks, AQ_BLOCK), AQ_BLOCK, 0, view, row, own, wide);
-    aq_product p = {};
-    p.a = x;
-    p.a_row = (ptrdiff_t)cols;
-    p.a_col = p.b_row = 1;
-    p.b = wide ? wide : (const float *)view.dense;
-    p.b_col = (ptrdiff_t)cols;
-    p.c = out + row;
-    p.c_row = rows;
-    p.k = cols;
-    p.rows = tokens;
-    p.cols = own;
-    aq_cuda_product(on, p);
+  for (size_t row = 0; row < rows && status == AQ_OK; row += slice) {
+    weights.rows = slice < rows - row ? slice : rows - row;
+    if (!is_whole) status = split_weights(on, view, row, weights);
+    for (size_t token = 0; token < tokens && status == AQ_OK; token += token_slice) {
+      x_parts.rows = token_slice < tokens - token ? token_slice : tokens - token;
+      status = split_weights(on, input, token, x_parts);
+      const aq_tensor_product p = {x_parts, weights, cols, out + token * rows + row, rows, false};
+      if (status == AQ_OK) status = aq_cuda_tensor_product(on, p);
+    }
   }
-  return aq_cuda_launched();
+  return status;
 }
 
 /* What the functions below have in common: sizes, x, bias and out; `view` has its own parts. */

@@ -1,6 +1,8 @@
-/* solver.cu: second moments, their factor and rows times their inverse: the CPU's bytes. As there, blocks of columns
- * are made from the last on, and what a block means for the others is one product. A warp has a row. */
+/* solver.cu: second moments, and their factor and rows times their inverse: the CPU's bytes. As there, blocks of columns
+ * are made from the last on, and what a block means for the others is one product. A warp has a row. Only second
+ * moments are sums on tensor cores, within a tolerance. */
 #include "product.h"
+#include "tensor.h"
 
 #define AQ_FACTOR_BLOCK 256
 #define AQ_FACTOR_PART 32
@@ -38,11 +40,53 @@ static size_t moment_elements(size_t rows, size_t cols, size_t block) {
   return block >= cols ? rows * cols : cols / block * block * block + cols % block * (cols % block);
 }
 
+struct moment_sums {
+  const float *x, *y, *weight;
+  size_t tokens, rows, cols, block;
+  float *sums;
+  bool symmetric;
+};
+
+/* Blocks on the diagonal, of slices of tokens; columns of x and y become rows of parts. */
+static int32_t moment_blocks(aq_stream_state *on, const moment_sums &m) {
+  const bool is_one = m.symmetric && !m.weight; /* y's parts are x's */
+  const size_t slice = aq_tensor_slice(m.tokens, m.rows > m.cols ? m.rows : m.cols);
+  aq_cutter cutter = {};
+  aq_parts x = aq_take_parts(&cutter, m.cols, slice), y = is_one ? x : aq_take_parts(&cutter, m.rows, slice);
+  int32_t status = AQ_OK;
+  cutter = {(uint8_t *)aq_cuda_scratch(on, cutter.used, &status), 0};
+  if (status != AQ_OK) return status;
+  x = aq_take_parts(&cutter, m.cols, slice);
+  y = is_one ? x : aq_take_parts(&cutter, m.rows, slice);
+  for (size_t token = 0; token < m.tokens; token += slice) {
+    const size_t own = slice < m.tokens - token ? slice : m.tokens - token;
+    aq_cuda_split_columns(on, m.x + token * m.cols, own, m.cols, 0, x);
+    if (!is_one) aq_cuda_split_columns(on, m.y + token * m.rows, own, m.rows, m.weight ? m.weight + token : 0, y);
+    float *sums = m.sums;
+    for (size_t first = 0; first < m.cols && status == AQ_OK; first += m.block) {
+      const size_t n = m.block < m.cols - first ? m.block : m.cols - first, height = m.rows == m.cols ? n : m.rows;
+      const auto from = [&](const aq_parts &parts, size_t rows) {
+        const size_t at = first * parts.stride;
+        return aq_parts{parts.high + at, parts.low + at, rows, parts.stride};
+      };
+      status = aq_cuda_tensor_product(on, {from(y, height), from(x, n), own, sums, n, m.symmetric});
+      sums += height * n;
+    }
+  }
+  float *sums = m.sums;
+  for (size_t first = 0; first < m.cols && m.symmetric && status == AQ_OK; first += m.block) {
+    const size_t n = m.block < m.cols - first ? m.block : m.cols - first, across = (n - 1) / 32 + 1;
+    if (n > 1) aq_launch(on, mirror_tiles, aq_cuda_blocks(across * across, 1), AQ_BLOCK, 0, sums, n);
+    sums += n * n;
+  }
+  return status == AQ_OK ? aq_cuda_launched() : status;
+}
+
 int32_t aq_cuda_accumulate_moment(aq_cuda_buffer x, aq_cuda_buffer y, aq_cuda_buffer weight, size_t tokens, size_t rows,
                                   size_t cols, size_t block, aq_cuda_buffer out, aq_cuda_stream stream) {
   if (tokens == 0 || rows == 0 || cols == 0) return AQ_OK;
   int32_t status;
-  const aq_stream_state *on = aq_cuda_use(stream, &status);
+  aq_stream_state *on = aq_cuda_use(stream, &status);
   if (!on) return status;
   const bool symmetric = y == 0;
   if (block == 0 || (rows != cols && (symmetric || block < cols)) || !aq_counts_allowed(tokens, cols) ||
@@ -58,27 +102,7 @@ int32_t aq_cuda_accumulate_moment(aq_cuda_buffer x, aq_cuda_buffer y, aq_cuda_bu
               sums);
     return aq_cuda_launched();
   }
-  for (size_t first = 0; first < cols; first += block) {
-    const size_t n = block < cols - first ? block : cols - first, m = rows == cols ? n : rows;
-    aq_product p = {};
-    p.a = own_y + first;
-    p.a_row = 1;
-    p.a_col = (ptrdiff_t)rows;
-    p.b = own_x + first;
-    p.b_row = (ptrdiff_t)cols;
-    p.b_col = 1;
-    p.c = sums;
-    p.c_row = p.cols = n;
-    p.rows = m;
-    p.k = tokens;
-    p.weight = own_weight;
-    p.upper = symmetric;
-    aq_cuda_product(on, p);
-    const size_t across = (n - 1) / 32 + 1;
-    if (symmetric && n > 1) aq_launch(on, mirror_tiles, aq_cuda_blocks(across * across, 1), AQ_BLOCK, 0, sums, n);
-    sums += m * n;
-  }
-  return aq_cuda_launched();
+  return moment_blocks(on, {own_x, own_y, own_weight, tokens, rows, cols, block, sums, symmetric});
 }
 
 /* Triangles ---------------------------------------------------------------------------------------------- */

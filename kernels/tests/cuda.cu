@@ -3,6 +3,9 @@
  *
  *     driver [seed] [share | quick]
  *     driver bench [small]             timings alone */
+#include <cuda_runtime.h>
+
+#include <algorithm>
 #include <vector>
 
 #include "../include/arrowquant_cuda.h"
@@ -194,6 +197,7 @@ static void run_shapes(void) {
   for (int search = 0; search < 3; search++) run_plain({3, 9000, 2, 0, AQ_BF16, GAUSSIAN, search}, AQ_ZERO_POINT_REAL);
 }
 
+#include "cuda/tensor.h"
 #include "cuda/solver.h"
 #include "cuda/forward.h"
 #include "cuda_trellis.h"
@@ -237,6 +241,7 @@ int main(int argc, char **argv) {
     return 0;
   }
   run_shapes();
+  run_tensor_products();
   run_solvers();
   run_forward();
   run_trellis_shapes();

@@ -1,5 +1,7 @@
 /* bench.h: what the kernels of a device take at the shapes of Dream 7B, by the device's own clock, each beside a
- * copy within its memory; included by cuda.cu. No result is looked at here: the driver's cases do that. */
+ * copy within its memory and the peak of products in bfloat16; included by cuda.cu. No result is looked at here: the
+ * driver's cases do that. */
+#include "cublas.h"
 
 /* A buffer of the device; of zeros, or of repeated values. */
 struct bench_buffer {
@@ -26,7 +28,26 @@ static bytes constants(T value) {
   return bytes((const uint8_t *)values.data(), (const uint8_t *)(values.data() + values.size()));
 }
 
-static double copy_rate; /* bytes a second */
+static double copy_rate;    /* bytes a second */
+static double bfloat_peak; /* operations a second of dense products; 0 where it is not known */
+
+/* Of tensor cores: multiprocessors, their highest clock, and operations of one in a cycle. */
+static double peak_of_device(void) {
+  cudaDeviceProp device;
+  int kilohertz = 0;
+  if (cudaGetDeviceProperties(&device, 0) != cudaSuccess) return 0;
+  if (cudaDeviceGetAttribute(&kilohertz, cudaDevAttrClockRate, 0) != cudaSuccess) return 0;
+  const double each = device.major == 9 ? 4096 : device.major == 8 && device.minor == 0 ? 2048 : 0;
+  return each * device.multiProcessorCount * kilohertz * 1e3;
+}
+
+static void print_rates(const char *what, double milliseconds, double moved, double flops) {
+  const double seconds = milliseconds * 1e-3;
+  printf("%-44s %9.3f ms %8.0f GB/s %5.2f of copy %8.2f TFLOP/s", what, milliseconds, moved / seconds * 1e-9,
+         copy_rate > 0 ? moved / seconds / copy_rate : 1.0, flops / seconds * 1e-12);
+  if (bfloat_peak > 0 && flops > 0) printf(" %5.1f %% of bfloat16 peak", 100 * flops / seconds / bfloat_peak);
+  printf("\n");
+}
 
 /* Median milliseconds of a call, and what they mean: bytes that it cannot do without, floating-point operations. */
 template <class Call>
@@ -38,16 +59,9 @@ static double bench(const char *what, double moved, double flops, const Call &ca
     require(call(), what);
     require(aq_cuda_end_timing(stream, &milliseconds), "timing");
   }
-  for (int i = 1; i < 9; i++)
-    for (int j = i; j > 0 && each[j] < each[j - 1]; j--) {
-      const double t = each[j];
-      each[j] = each[j - 1];
-      each[j - 1] = t;
-    }
-  const double seconds = each[4] * 1e-3;
-  printf("%-44s %9.3f ms %8.0f GB/s %5.2f of copy %8.2f TFLOP/s\n", what, each[4], moved / seconds * 1e-9,
-         copy_rate > 0 ? moved / seconds / copy_rate : 1.0, flops / seconds * 1e-12);
-  return moved / seconds;
+  std::sort(each, each + 9);
+  print_rates(what, each[4], moved, flops);
+  return moved / (each[4] * 1e-3);
 }
 
 static void bench_linear(size_t tokens, size_t rows, size_t cols, const bench_buffer &x, const bench_buffer &out) {
@@ -72,7 +86,7 @@ static void bench_solver(size_t n, size_t tokens) {
   const bench_buffer x(tokens * n * 4, repeated(1.0f)), moment(n * n * 4), other(n * n * 4, repeated(0.1f)), pivots(n * 4, constants(1.0f));
   bench("product", 12.0 * square, 2.0 * square * (double)tokens,
         [&] { return aq_cuda_multiply(x.handle, other.handle, tokens, n, n, x.handle, stream); });
-  bench("moment", 4.0 * square, square * (double)tokens,
+  bench("moment, its upper triangle", 4.0 * square, square * (double)tokens,
         [&] { return aq_cuda_accumulate_moment(x.handle, 0, 0, tokens, n, n, n, moment.handle, stream); });
   std::vector<float> unit(n * n);
   for (size_t i = 0; i < n; i++) unit[i * n + i] = 1.0f;
@@ -112,13 +126,28 @@ static void bench_quantizing(size_t rows, size_t cols) {
   });
 }
 
+/* The same product by cuBLAS. */
+static void bench_cublas(size_t tokens, size_t rows, size_t cols) {
+  char what[80];
+  snprintf(what, sizeof what, "cuBLAS, %zu tokens, %zu x %zu, bfloat16", tokens, rows, cols);
+  const double milliseconds = cublas_milliseconds(tokens, rows, cols), n = (double)rows * (double)cols;
+  if (milliseconds > 0) print_rates(what, milliseconds, 2 * n, 2.0 * n * (double)tokens);
+  else printf("%s: skipped, no libcublas.so\n", what);
+}
+
 /* Shapes of Dream 7B, or small ones to try the bench itself. */
 static void run_bench(bool small) {
+  bfloat_peak = peak_of_device();
+  printf("bfloat16 peak: %.0f TFLOP/s. Products of float32 numbers are three of parts there, with weights in bfloat16 two.\n",
+         bfloat_peak * 1e-12);
   const size_t width = small ? 64 : 3584, inner = small ? 128 : 18944, tokens = small ? 32 : 4096;
   bench_quantizing(small ? 64 : 16384, small ? 128 : 16384);
   bench_solver(width, tokens);
   const bench_buffer x(tokens * inner * 4, repeated(1.0f)), out(tokens * inner * 4);
-  for (size_t count : {(size_t)1, small ? (size_t)8 : (size_t)256, tokens}) bench_linear(count, inner, width, x, out);
+  for (size_t count : {(size_t)1, small ? (size_t)8 : (size_t)256, tokens}) {
+    bench_linear(count, inner, width, x, out);
+    bench_cublas(count, inner, width);
+  }
   const size_t heads = small ? 1 : 28, kv_heads = small ? 1 : 4;
   const double n = (double)tokens * (double)heads * 128;
   bench("attention", 8.0 * n, 4.0 * n * (double)tokens, [&] {

@@ -26,7 +26,7 @@ flags="-O3 -std=c++17 -cudart=static -fmad=false -arch=${ARCH:-native} -Xcompile
 sources=$(find kernels/cpu -name '*.c' ! -path '*/isa/*' ! -name 'avx*' ! -name 'neon*' ! -name 'simd128*')
 step "build the oracle" 120 cc -std=c11 -O2 -ffp-contract=off -fno-math-errno -fvisibility=hidden -fPIC -pthread -shared \
   $sources -o "$work/liboracle.so" -lm || exit 1
-for source in kernels/cuda/*.cu; do
+for source in $(find kernels/cuda -name '*.cu'); do
   nvcc $flags -c "$source" -o "$work/$(basename "$source" .cu).o" &
 done
 wait

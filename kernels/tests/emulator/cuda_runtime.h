@@ -275,12 +275,13 @@ enum {
   cudaErrorLaunchFailure = 719,
 };
 enum { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
+enum { cudaDevAttrClockRate = 13 };
 enum { cudaStreamNonBlocking = 1, cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 typedef struct emulated_stream *cudaStream_t;
 typedef double *cudaEvent_t;
 struct cudaDeviceProp {
   char name[256];
-  int major, minor;
+  int major, minor, multiProcessorCount;
   size_t totalGlobalMem;
 };
 
@@ -295,9 +296,10 @@ inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 inline cudaError_t cudaDriverGetVersion(int *version) { return *version = 0, cudaSuccess; }
 inline cudaError_t cudaRuntimeGetVersion(int *version) { return *version = 0, cudaSuccess; }
 inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int) {
-  *properties = {"emulator on the host, no GPU", 0, 0, (size_t)1 << 30};
+  *properties = {"emulator on the host, no GPU", 0, 0, 1, (size_t)1 << 30};
   return cudaSuccess;
 }
+inline cudaError_t cudaDeviceGetAttribute(int *value, int, int) { return *value = 0, cudaSuccess; }
 /* Allocations have their size in front. */
 inline size_t allocated;
 inline cudaError_t cudaMalloc(void **data, size_t bytes) {

@@ -9,8 +9,8 @@
 #ifndef AQ_CUDA_CLIP_H
 #define AQ_CUDA_CLIP_H
 
-#include "../arithmetic/clip.h"
-#include "chunk.h"
+#include "../../arithmetic/clip.h"
+#include "../chunk.h"
 
 #define AQ_WHOLE_WARP 0xffffffffu
 

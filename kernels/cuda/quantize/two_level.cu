@@ -1,5 +1,5 @@
 /* two_level.cu: quantizing with two-level scales. */
-#include "context.h"
+#include "../context.h"
 #include "two_level.h"
 
 static __global__ void quantize_tiles(aq_two_level_quantize_view view, int32_t *faults) {

@@ -6,8 +6,8 @@
 #ifndef AQ_CUDA_TWO_LEVEL_H
 #define AQ_CUDA_TWO_LEVEL_H
 
-#include "../arithmetic/two_level.h"
-#include "chunk.h"
+#include "../../arithmetic/two_level.h"
+#include "../chunk.h"
 
 /* Superblocks of a tile; even, so that two whose sub-codes share a byte are in one. */
 #define AQ_TILE_SUPERS 16

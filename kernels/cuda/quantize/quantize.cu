@@ -1,6 +1,6 @@
 /* quantize.cu: round to nearest with the lanes of a warp sharing a group, the clip search with a thread a
  * group over tiles in shared memory, and longer groups with a warp each. */
-#include "context.h"
+#include "../context.h"
 #include "quantize.h"
 
 /* `lanes` threads a group, AQ_LANE_CHUNKS chunks each. */

@@ -1,0 +1,179 @@
+/* tensor.cu: products on tensor cores. Stages of 32 columns go through shared memory by asynchronous copies, two ahead
+ * of the one that is multiplied. A warp has M x N fragments of 16 x 16. Tensor cores cut off what they add, so after two
+ * stages their sums go to others, which round to nearest. */
+#include "tensor.h"
+
+#include <cuda_bf16.h>
+#include <cuda_pipeline.h>
+#include <mma.h>
+
+namespace wmma = nvcuda::wmma;
+
+#define STEP AQ_TENSOR_STEP
+#define STAGES 3
+#define STEPS_A_SUM 2
+#define PITCH (STEP + 8) /* rows of a stage begin in different banks */
+#define FRAGMENT 16
+#define WARPS_DOWN 2
+#define WARPS_ACROSS 4
+#define BAND 8 /* tiles of so many rows share columns of b while these are in the cache */
+
+/* Tiles of the large size that keep a device busy; the emulator has them soon, too. */
+#if defined(AQ_EMULATED)
+#define ENOUGH_TILES 4
+#else
+#define ENOUGH_TILES 132
+#endif
+
+template <int M, int N, bool LOW>
+struct tile_shape {
+  static constexpr int ROWS = WARPS_DOWN * M * FRAGMENT, COLS = WARPS_ACROSS * N * FRAGMENT, SUMS_PITCH = COLS + 4;
+  static constexpr size_t STAGE = (size_t)(2 * ROWS + (LOW ? 2 : 1) * COLS) * PITCH; /* elements */
+  static constexpr size_t STAGE_BYTES = STAGES * STAGE * sizeof(uint16_t);
+  static constexpr size_t SUMS_BYTES = (size_t)ROWS * SUMS_PITCH * sizeof(float);
+  static constexpr size_t BYTES = STAGE_BYTES > SUMS_BYTES ? STAGE_BYTES : SUMS_BYTES;
+};
+
+/* Begins to copy columns [first, first + STEP) of `count` rows; rows behind the last repeat it. */
+AQ_DEVICE void fetch_rows(const uint16_t *from, const aq_parts &parts, size_t row, size_t first, int count, uint16_t *to) {
+  constexpr int PIECES = STEP / 8; /* of sixteen bytes */
+#pragma unroll
+  for (int i = (int)threadIdx.x; i < count * PIECES; i += AQ_BLOCK) {
+    const size_t own = aq_smaller(row + (size_t)(i / PIECES), parts.rows - 1);
+    __pipeline_memcpy_async(to + i / PIECES * PITCH + i % PIECES * 8, from + own * parts.stride + first + (size_t)(i % PIECES) * 8, 16);
+  }
+}
+
+template <int M, int N, bool LOW>
+static __global__ void __launch_bounds__(AQ_BLOCK) tensor_tiles(aq_tensor_product p) {
+  typedef tile_shape<M, N, LOW> tile;
+  AQ_DYNAMIC_SHARED(uint16_t, memory);
+  const int warp = (int)threadIdx.x / 32;
+  const int down = warp / WARPS_ACROSS * M * FRAGMENT, right = warp % WARPS_ACROSS * N * FRAGMENT;
+  const size_t across = (p.b.rows - 1) / tile::COLS + 1, rows = (p.a.rows - 1) / tile::ROWS + 1;
+  const size_t steps = (p.k - 1) / STEP + 1;
+  for (size_t unit = blockIdx.x; unit < across * rows; unit += gridDim.x) {
+    const size_t band = unit / (BAND * across) * BAND, within = unit % (BAND * across), high = aq_smaller(BAND, rows - band);
+    const size_t row = (band + within % high) * tile::ROWS, col = within / high * tile::COLS;
+    if (p.upper && col + tile::COLS <= row) continue;
+    const auto stage_of = [&](size_t step) { return memory + step % STAGES * tile::STAGE; };
+    const auto fetch = [&](size_t step) {
+      uint16_t *const stage = stage_of(step);
+      fetch_rows(p.a.high, p.a, row, step * STEP, tile::ROWS, stage);
+      fetch_rows(p.a.low, p.a, row, step * STEP, tile::ROWS, stage + tile::ROWS * PITCH);
+      fetch_rows(p.b.high, p.b, col, step * STEP, tile::COLS, stage + 2 * tile::ROWS * PITCH);
+      if (LOW) fetch_rows(p.b.low, p.b, col, step * STEP, tile::COLS, stage + (2 * tile::ROWS + tile::COLS) * PITCH);
+    };
+    wmma::fragment<wmma::accumulator, FRAGMENT, FRAGMENT, FRAGMENT, float> sums[M][N], totals[M][N];
+#pragma unroll
+    for (int m = 0; m < M; m++)
+#pragma unroll
+      for (int n = 0; n < N; n++) {
+        wmma::fill_fragment(sums[m][n], 0.0f);
+        wmma::fill_fragment(totals[m][n], 0.0f);
+      }
+    for (size_t step = 0; step + 1 < STAGES; step++) {
+      if (step < steps) fetch(step);
+      __pipeline_commit();
+    }
+    for (size_t step = 0; step < steps; step++) {
+      __pipeline_wait_prior(STAGES - 2);
+      __syncthreads(); /* this stage is there, and all are done with the one before, which is filled next */
+      if (step + STAGES - 1 < steps) fetch(step + STAGES - 1);
+      __pipeline_commit();
+      const __nv_bfloat16 *const a = (const __nv_bfloat16 *)stage_of(step) + down * PITCH;
+      const __nv_bfloat16 *const b = (const __nv_bfloat16 *)stage_of(step) + (2 * tile::ROWS + right) * PITCH;
+#pragma unroll
+      for (int k = 0; k < STEP; k += FRAGMENT) {
+        wmma::fragment<wmma::matrix_b, FRAGMENT, FRAGMENT, FRAGMENT, __nv_bfloat16, wmma::col_major> b_high[N], b_low[N];
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+          wmma::load_matrix_sync(b_high[n], b + n * FRAGMENT * PITCH + k, PITCH);
+          if (LOW) wmma::load_matrix_sync(b_low[n], b + (tile::COLS + n * FRAGMENT) * PITCH + k, PITCH);
+        }
+#pragma unroll
+        for (int m = 0; m < M; m++) {
+          wmma::fragment<wmma::matrix_a, FRAGMENT, FRAGMENT, FRAGMENT, __nv_bfloat16, wmma::row_major> a_high, a_low;
+          wmma::load_matrix_sync(a_high, a + m * FRAGMENT * PITCH + k, PITCH);
+          wmma::load_matrix_sync(a_low, a + (tile::ROWS + m * FRAGMENT) * PITCH + k, PITCH);
+#pragma unroll
+          for (int n = 0; n < N; n++) {
+            wmma::mma_sync(sums[m][n], a_low, b_high[n], sums[m][n]);
+            if (LOW) wmma::mma_sync(sums[m][n], a_high, b_low[n], sums[m][n]);
+            wmma::mma_sync(sums[m][n], a_high, b_high[n], sums[m][n]);
+          }
+        }
+      }
+      if (step % STEPS_A_SUM == STEPS_A_SUM - 1 || step + 1 == steps) {
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+          for (int n = 0; n < N; n++) {
+#pragma unroll
+            for (int i = 0; i < sums[m][n].num_elements; i++) totals[m][n].x[i] += sums[m][n].x[i];
+            wmma::fill_fragment(sums[m][n], 0.0f);
+          }
+      }
+    }
+    float *const out = (float *)memory;
+    __syncthreads(); /* all are done with the stages */
+#pragma unroll
+    for (int m = 0; m < M; m++)
+#pragma unroll
+      for (int n = 0; n < N; n++)
+        wmma::store_matrix_sync(out + (down + m * FRAGMENT) * tile::SUMS_PITCH + right + n * FRAGMENT, totals[m][n],
+                                tile::SUMS_PITCH, wmma::mem_row_major);
+    __syncthreads();
+    for (size_t i = threadIdx.x; i < (size_t)(tile::ROWS * tile::COLS); i += AQ_BLOCK) {
+      const size_t y = i / tile::COLS, x = i % tile::COLS;
+      if (row + y < p.a.rows && col + x < p.b.rows) p.c[(row + y) * p.c_row + col + x] += out[y * tile::SUMS_PITCH + x];
+    }
+    __syncthreads(); /* before the next tile's stages */
+  }
+}
+
+template <int M, int N, bool LOW>
+static int32_t launch_tiles(const aq_stream_state *on, const aq_tensor_product &p) {
+  typedef tile_shape<M, N, LOW> tile;
+  const int32_t status = aq_cuda_status(
+      cudaFuncSetAttribute(tensor_tiles<M, N, LOW>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)tile::BYTES));
+  if (status != AQ_OK) return status;
+  const size_t tiles = ((p.a.rows - 1) / tile::ROWS + 1) * ((p.b.rows - 1) / tile::COLS + 1);
+  aq_launch(on, tensor_tiles<M, N, LOW>, aq_cuda_blocks(tiles, 1), AQ_BLOCK, tile::BYTES, p);
+  return aq_cuda_launched();
+}
+
+int32_t aq_cuda_tensor_product(const aq_stream_state *on, const aq_tensor_product &p) {
+  if (p.a.rows == 0 || p.b.rows == 0 || p.k == 0) return AQ_OK;
+  typedef tile_shape<4, 2, true> large;
+  if (((p.a.rows - 1) / large::ROWS + 1) * ((p.b.rows - 1) / large::COLS + 1) >= ENOUGH_TILES)
+    return p.b.low ? launch_tiles<4, 2, true>(on, p) : launch_tiles<4, 2, false>(on, p);
+  return p.b.low ? launch_tiles<2, 1, true>(on, p) : launch_tiles<2, 1, false>(on, p);
+}
+
+/* Tiles of 32 x 32, turned in shared memory. */
+static __global__ void __launch_bounds__(AQ_BLOCK)
+    split_columns(const float *x, size_t k, size_t rows, const float *weight, aq_parts parts) {
+  __shared__ float tile[32][33];
+  const size_t across = (rows - 1) / 32 + 1, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  for (size_t at = blockIdx.x; at < across * (parts.stride / 32); at += gridDim.x) {
+    const size_t first = at / across * 32, row = at % across * 32;
+    __syncthreads(); /* the tile before was written */
+    for (size_t i = warp; i < 32; i += AQ_BLOCK / 32) {
+      float value = first + i < k && row + lane < rows ? x[(first + i) * rows + row + lane] : 0.0f;
+      if (weight && first + i < k) value = weight[first + i] * value;
+      tile[i][lane] = value;
+    }
+    __syncthreads();
+    for (size_t i = warp; i < 32 && row + i < rows; i += AQ_BLOCK / 32) {
+      const size_t to = (row + i) * parts.stride + first + lane;
+      aq_split(tile[lane][i], parts.high + to, parts.low + to);
+    }
+  }
+}
+
+void aq_cuda_split_columns(const aq_stream_state *on, const float *x, size_t k, size_t rows, const float *weight,
+                           const aq_parts &parts) {
+  const size_t tiles = ((rows - 1) / 32 + 1) * (parts.stride / 32);
+  aq_launch(on, split_columns, aq_cuda_blocks(tiles, 1), AQ_BLOCK, 0, x, k, rows, weight, parts);
+}
