@@ -9,6 +9,7 @@ import { callBlocks, weightBytes, type Weights } from "./weights.ts";
  * Converts between floating types, round to nearest even; NaN stays NaN. F8_E4M3 has no infinity: what is
  * beyond its range becomes NaN.
  *
+ * @param given where they go; default a new array
  * @returns the elements' bytes in `dtype`
  */
 export function convertFloats(
@@ -16,6 +17,7 @@ export function convertFloats(
   weights: Weights,
   elements: number,
   dtype: FloatDtype,
+  given?: Uint8Array<ArrayBuffer>,
 ): Uint8Array<ArrayBuffer> {
   const doing = `convert to ${dtype}`;
   checkCount(doing, "elements", elements);
@@ -23,7 +25,10 @@ export function convertFloats(
   const bytes = weightBytes(doing, weights, elements);
   const from = BYTES_PER_ELEMENT[weights.dtype], to = BYTES_PER_ELEMENT[dtype];
   const source = DTYPE_NUMBERS[weights.dtype], target = DTYPE_NUMBERS[dtype];
-  const out = new Uint8Array(elements * to);
+  const out = given ?? new Uint8Array(elements * to);
+  if (out.length !== elements * to) {
+    throw new TypeError(`Cannot ${doing}: ${elements * to} bytes are needed for them, got ${out.length}`);
+  }
   for (const [begin, end] of callBlocks(kernels, elements, 1)) {
     const input = bytes.subarray(begin * from, end * from), part = out.subarray(begin * to, end * to);
     call.convert(kernels, doing, input, source, part, target, end - begin);
