@@ -2,6 +2,7 @@
 import type { Kernels } from "../native/mod.ts";
 import type { Checkpoint } from "../tensor/mod.ts";
 import type { Blockwise, Stage } from "./layers/blockwise.ts";
+import type { DenseMatrix } from "./layers/linear.ts";
 import { ModelTensors } from "./layers/tensors.ts";
 import type { HeldWeights } from "./layers/held_weights.ts";
 
@@ -27,7 +28,23 @@ export function checkpointLayers(
   const tensors = new ModelTensors(checkpoint, kernels, { wanted, ignored: [/^/] }, { held });
   const stages = groups.map((names, block): Stage => ({
     block,
-    layers: names.map((name) => ({ ...tensors.table(name), bias: undefined })),
+    layers: names.map((name) => {
+      const { weights } = tensors.table(name),
+        [experts = 1, ...shape] = checkpoint.tensors.get(name)!.info.shape;
+      return shape.length === 2
+        ? { name, weights: flattened(weights as DenseMatrix, experts, shape), bias: undefined, experts }
+        : { name, weights, bias: undefined };
+    }),
   }));
   return { stages, tables: [] };
+}
+
+/** A tensor of three dimensions as the rows of all its matrices. */
+function flattened(whole: DenseMatrix, experts: number, [rows, cols]: readonly number[]): DenseMatrix {
+  return {
+    ...{ rows: experts * rows!, cols: cols!, dtype: whole.dtype },
+    get data() {
+      return whole.data;
+    },
+  } as DenseMatrix;
 }

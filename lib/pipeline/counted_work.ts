@@ -7,7 +7,14 @@ import { OWN_BATCH_LOGITS, OWN_BATCH_POSITIONS, type OwnSampleWork } from "../ca
 import { calibrationGroups } from "../calibration/saved_statistics.ts";
 import { maskedRows } from "../calibration/step_kl.ts";
 import { type ConfigInForce, hasBudget, wantsPhases } from "../config/mod.ts";
-import { type Blockwise, forwardCost, gradientCost, modelConfig, modelRequirements } from "../models/mod.ts";
+import {
+  type Blockwise,
+  forwardCost,
+  gradientCost,
+  type LinearLayer,
+  modelConfig,
+  modelRequirements,
+} from "../models/mod.ts";
 import { REFINEMENT_HELD_OUT, samplesOfStep, whatFits } from "../phases/fitting.ts";
 import { MAX_REFINEMENT_BYTES } from "../phases/kept_refinement.ts";
 import { REFINEMENT_DEFAULTS } from "../phases/settings.ts";
@@ -75,6 +82,10 @@ interface SolvedStage {
   /** Columns of a block of their moment. */
   readonly block: number;
 }
+
+/** Rows of a layer's matrix, or of each of its experts'. */
+const rowsOf = ({ weights: { rows }, experts = 1 }: LinearLayer): number[] =>
+  Array.from({ length: experts }, () => rows / experts);
 
 /** What a run works on. */
 export interface CountedRun {
@@ -213,14 +224,14 @@ export class CountedWork {
     return model.stages.flatMap(({ layers }): SolvedStage[] => {
       const own = layers.filter(({ name }) => wanted.has(name));
       if (own.length === 0) return [];
-      const forms = own.map(({ name }): WeightFormat => {
+      const forms = own.flatMap(({ name, experts = 1 }): WeightFormat[] => {
         const row = wanted.get(name)!;
         wanted.delete(name);
-        return formatOf(row);
+        return Array.from({ length: experts }, () => formatOf(row));
       });
       const { cols } = own[0]!.weights, positions = data.distinctPositions;
       const { block } = chooseMoment(settings, { cols, positions, memoryBytes, formats: forms });
-      return [{ cols, rows: own.map(({ weights }) => weights.rows), forms, block }];
+      return [{ cols, rows: own.flatMap(rowsOf), forms, block }];
     });
   }
 

@@ -21,6 +21,7 @@ import {
 } from "../plan/budget.ts";
 import { solverSettings } from "./candidates.ts";
 import type { Solvable } from "../calibration/statistics/alone.ts";
+import { partsWith } from "../calibration/statistics/expert_stacks.ts";
 import type { Blockwise, LinearLayer } from "../models/mod.ts";
 import type { CalibrationStatistics } from "../time/mod.ts";
 import { leastBits } from "../plan/rules.ts";
@@ -84,10 +85,13 @@ export async function planByBudget(
     signal,
     bytesAtOnce,
   });
-  calibrated.statistics?.checkLayers([...names]);
+  const partsOf = (name: string) =>
+    partsWith(calibrated.statistics, layers.get(name)!).map((part) => part.name);
+  calibrated.statistics?.checkLayers([...names].flatMap(partsOf));
   for await (const statistics of parts) {
     const known = new Set([...statistics.inputs.values()].flatMap((input) => input.layers));
-    for (const row of measurable.filter(({ name }) => known.has(name) && !options.has(name))) {
+    const isKnown = (name: string) => partsOf(name).some((part) => known.has(part));
+    for (const row of measurable.filter(({ name }) => isKnown(name) && !options.has(name))) {
       const found = await layerOptions(
         { meter, config, kernels, solver, statistics, signal },
         row,
@@ -232,9 +236,7 @@ async function layerOptions(
   row: PlanRow,
   layer: LinearLayer,
 ): Promise<LayerOption[]> {
-  const { rows, cols } = matrixSizes(row.shape), settings = solverSettings(config);
-  const weights = denseWeights(kernels, layer);
-  const moment = factorMoments(kernels, statistics.moments(row.name), { damping: settings.damping });
+  const { cols } = matrixSizes(row.shape), settings = solverSettings(config), { damping } = settings;
   const sizes = BUDGET_GROUP_SIZES.filter((size) => size < cols && GROUP_SIZES.includes(size));
   // Without stored zero points a row of few columns takes much less, and solvers make up for most of it.
   const { zeroPoint: kind } = storedScales(config);
@@ -247,20 +249,26 @@ async function layerOptions(
     ...(chosen.includes(PROBE_BITS) ? [] : gridsOf(PROBE_BITS).slice(0, 1)),
     ...chosen.flatMap(gridsOf),
   ];
-  let probe: { readonly distance: number; readonly objective: number } | undefined;
-  const options: LayerOption[] = [];
-  for (const grid of grids) {
-    const problem = { weights, rows, cols, moment, ...grid, ...codesOf(grid, cols, config) };
-    const { tensor, objective } = solveLayer(kernels, solver, problem, settings);
-    if (probe === undefined && grid.bits === PROBE_BITS) {
-      const distance = meter === undefined
-        ? objective / outputPower(kernels, weights, rows, moment)
-        : await meter.distance(new Map([[row.name, tensor]]));
-      probe = { distance, objective };
+  const probed = grids.findIndex(({ bits }) => bits === PROBE_BITS), objectives = grids.map(() => 0);
+  let distance = 0, power = 0;
+  for (const part of partsWith(statistics, layer)) {
+    const weights = denseWeights(kernels, part), { rows } = part.weights;
+    const moment = factorMoments(kernels, statistics.moments(part.name), { damping });
+    for (const [i, grid] of grids.entries()) {
+      const problem = { weights, rows, cols, moment, ...grid, ...codesOf(grid, cols, config) };
+      const { tensor, objective } = solveLayer(kernels, solver, problem, settings);
+      objectives[i]! += objective;
+      if (i === probed && meter !== undefined) {
+        distance = await meter.distance(new Map([[row.name, tensor]]));
+      }
+      await pause(signal);
     }
-    const cost = probe!.objective > 0 ? probe!.distance * objective / probe!.objective : 0;
-    if (chosen.includes(grid.bits)) options.push({ ...grid, bytes: bytesOf(row, grid), cost });
-    await pause(signal);
+    if (meter === undefined) power += outputPower(kernels, weights, rows, moment);
   }
-  return options;
+  const objective = objectives[probed]!;
+  if (meter === undefined) distance = objective / power;
+  return grids.flatMap((grid, i): LayerOption[] => {
+    const cost = objective > 0 ? distance * objectives[i]! / objective : 0;
+    return chosen.includes(grid.bits) ? [{ ...grid, bytes: bytesOf(row, grid), cost }] : [];
+  });
 }

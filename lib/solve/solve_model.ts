@@ -16,7 +16,8 @@ import type { SolverSettings } from "../quant/solvers/settings.ts";
 import { CalibrationError, WeightsError } from "../errors.ts";
 import type { Blockwise, LinearLayer, Matrix, ModelLayers, Stage } from "../models/mod.ts";
 import type { Kernels } from "../native/mod.ts";
-import { convertFloats, findNonfinite } from "../quant/mod.ts";
+import type { DenseMatrix } from "../models/layers/linear.ts";
+import { convertFloats, findNonfinite, LAYER_SOLVERS, quantizeByWeights } from "../quant/mod.ts";
 import type { InputMoments } from "../quant/solvers/moments.ts";
 import { MomentSums, type PartPlace } from "../quant/solvers/moment_sums.ts";
 import { settingsFor } from "../quant/solvers/effort.ts";
@@ -25,6 +26,7 @@ import type { CalibrationStatistics } from "../time/mod.ts";
 import type { CalibrationSet } from "../calibration/mod.ts";
 import type { Solvable } from "../calibration/statistics/alone.ts";
 import { rowWeights } from "../calibration/collect.ts";
+import { expertLayer, partsWith } from "../calibration/statistics/expert_stacks.ts";
 import {
   chooseMoment,
   chooseSaved,
@@ -36,6 +38,7 @@ import {
 import { pause } from "../progress.ts";
 import { Workspace } from "../models/layers/workspace.ts";
 import { KeptArrays, type KeptArraysOptions } from "./kept_arrays.ts";
+import { joinedExperts, type SolvedExpert } from "./expert_stack.ts";
 import { type LayerInputs, targetOfInputs } from "./target_of_inputs.ts";
 import { StagedRuns } from "./staged_runs.ts";
 import type { SolvedLayer } from "./solved_layers.ts";
@@ -213,9 +216,10 @@ class ModelSolver<Batch> {
       options.onLayer?.(layer, this.#solved.size, count, isNew);
     };
     let before = 0;
-    statistics?.checkLayers(stages.flatMap(({ layers }) => layers.map(({ name }) => name)));
-    warnOfFewInputs(stages, data, statistics, options.onWarning);
-    options.onMoments?.(momentLine(stages.map((stage) => ({
+    const inputs = stages.flatMap((stage) => this.#inputStages(stage));
+    statistics?.checkLayers(inputs.flatMap(({ layers }) => layers.map(({ name }) => name)));
+    warnOfFewInputs(inputs, data, statistics, options.onWarning);
+    options.onMoments?.(momentLine(inputs.map((stage) => ({
       ...this.#structure(stage),
       cols: stage.layers[0]!.weights.cols,
     }))));
@@ -234,16 +238,57 @@ class ModelSolver<Batch> {
         await this.#solveTogether(team, stage, first, done);
         continue;
       }
+      const [layer] = stage.layers;
+      if (layer?.experts !== undefined) {
+        const result = await this.#solveExperts(layer, stage);
+        if (result !== undefined) done(result, true);
+        continue;
+      }
       const inputs = await this.#inputsOf(stage);
       const gathering = (performance.now() - started) / stage.layers.length;
       for (const [i, layer] of stage.layers.entries()) {
-        const result = already[i] ?? await this.#solveLayer(layer, inputs, stage.block, gathering);
+        const result = already[i] ?? await this.#solveLayer(layer, inputs, { block: stage.block, gathering });
         if (result === undefined) continue;
         done(result, already[i] === undefined);
         await pause(options.signal);
       }
     }
     return this.#solved;
+  }
+
+  /** The stages of what is read: of experts in one tensor, those that have read anything. */
+  #inputStages(stage: LayerStage): LayerStage[] {
+    const [layer] = stage.layers;
+    if (layer?.experts === undefined) return [stage];
+    return partsWith(this.statistics, layer).map((part) => ({ ...stage, layers: [part] }));
+  }
+
+  /** Experts of one tensor, each solved on what it reads, or by its weights where that is nothing. */
+  async #solveExperts(layer: LinearLayer, stage: LayerStage): Promise<SolvedLayer | undefined> {
+    const { kernels, onStep, solver, signal } = this.options,
+      [format] = stage.formats,
+      found: SolvedExpert[] = [];
+    const read = new Map(this.#inputStages(stage).map((own) => [own.layers[0]!.name, own]));
+    const unread = layer.experts! - read.size;
+    if (unread > 0) {
+      const rest = `${unread} of ${layer.experts} experts have no statistics: by their weights alone`;
+      this.options.onWarning?.(`${layer.name}: ${rest}`);
+    }
+    for (let i = 0; i < layer.experts!; i++) {
+      const part = expertLayer(layer, i), own = read.get(part.name);
+      const result = own &&
+        await this.#solveLayer(part, await this.#inputsOf(own), { ...stage, gathering: 0, format });
+      if (own !== undefined && result === undefined) return undefined; // not finite: the writing says so
+      const weights = part.weights as DenseMatrix, { rows, cols } = weights;
+      const byWeights = LAYER_SOLVERS[solver].withoutMoment;
+      found.push(
+        result ??
+          { tensor: quantizeByWeights(kernels, weights, rows, cols, { ...format!, solver: byWeights }) },
+      );
+      onStep?.(layer.name, "solving", (i + 1) / layer.experts!);
+      await pause(signal);
+    }
+    return joinedExperts(layer.name, found);
   }
 
   /**
@@ -274,7 +319,7 @@ class ModelSolver<Batch> {
         if (!isOwn[i] && !(isShared && isOpen(i))) continue;
         const result = await team.unlessSolved(
           [layer.name],
-          () => this.#solveLayer(layer, inputs, stage.block, gathering, isOwn[i]),
+          () => this.#solveLayer(layer, inputs, { block: stage.block, gathering, isWanted: isOwn[i] }),
         );
         if (result === undefined) continue;
         known.set(layer.name, result);
@@ -378,17 +423,21 @@ class ModelSolver<Batch> {
   }
 
   /**
-   * @param isWanted whether more than the target is wanted, which a team's tasks make together
+   * @param place where the layer is, what gathering its inputs took, the form that is wanted where that is not told by
+   *   its name, and whether more than the target is wanted, which a team's tasks make together
    * @returns undefined for a layer with weights that are not finite, which is left out
    */
   async #solveLayer(
     layer: LinearLayer,
     { moment, structure, weight, cross, residuals }: StageInputs,
-    block: number,
-    gathering: number,
-    isWanted = true,
+    { block, gathering, isWanted = true, format = this.options.gridOf(layer.name) }: {
+      readonly block: number;
+      readonly gathering: number;
+      readonly isWanted?: boolean | undefined;
+      readonly format?: WeightFormat | undefined;
+    },
   ): Promise<SolvedLayer | undefined> {
-    const { kernels, settings, solver, gridOf } = this.options;
+    const { kernels, settings, solver } = this.options;
     const begun = performance.now(), { name, weights: { rows, cols } } = layer;
     const dense = denseWeights(kernels, layer, this.#scratch?.take("weights", rows * cols));
     if (this.#nonfinite(layer, dense)) return undefined;
@@ -404,7 +453,7 @@ class ModelSolver<Batch> {
       : dense;
     if (!isWanted) return undefined;
     const onShare = (share: number) => this.options.onStep?.(name, "solving", share);
-    const problem = { weights: target, rows, cols, moment, ...gridOf(name)!, onShare };
+    const problem = { weights: target, rows, cols, moment, ...format!, onShare };
     const { tensor, objective, firstObjective } = named(
       name,
       () => solveLayer(kernels, solver, problem, settingsFor(settings, { rows, cols, block: moment.block })),

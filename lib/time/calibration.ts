@@ -439,6 +439,11 @@ export class CalibrationStatistics {
     );
   }
 
+  /** Whether there are statistics of a layer's input. */
+  has(layer: string): boolean {
+    return this.#inputOf.has(layer);
+  }
+
   /** Statistics of the input of a layer. @throws {CalibrationError} when there are none */
   inputOf(layer: string): InputStatistics {
     const input = this.#inputOf.get(layer);

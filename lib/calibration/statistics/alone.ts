@@ -13,6 +13,7 @@ import { type Checkpoint, namesOfGguf } from "../../tensor/mod.ts";
 import { isSameWeights } from "../../time/calibration.ts";
 import { type CalibrationStatistics, type LayerPlace, MODEL_SAMPLES } from "../../time/mod.ts";
 import type { CalibrationSet } from "../draw.ts";
+import { expertFinder, expertLayer, matrixShape, stackOf } from "./expert_stacks.ts";
 import { type Calibrated, knownSchedule } from "../mod.ts";
 
 /** Layers of a checkpoint with statistics of what they read; the model is not run. */
@@ -71,8 +72,10 @@ const faultIn = (path: string) => (reason: string, tensor?: string) =>
 
 /** Layers in a checkpoint: by their names, behind other prefixes, or in the other layout of an image model. */
 function namesIn(checkpoint: Checkpoint, layers: readonly string[]): Map<string, LayerPlace> {
-  const placesOf = moduleFinder(checkpoint);
+  const placesOf = moduleFinder(checkpoint), expertsOf = expertFinder(checkpoint);
   return new Map(layers.flatMap((layer): [string, LayerPlace][] => {
+    const experts = [layer, ...namesOfGguf(layer)].map(expertsOf).find((found) => found !== undefined);
+    if (experts !== undefined) return [[layer, experts]];
     const places = [layer, ...namesOfGguf(layer)].map((name) => placesOf(name.replace(/\.weight$/, "")))
       .find(({ length }) => length > 0) ?? [];
     const names = [...new Set(places.map(({ tensor }) => tensor))];
@@ -90,7 +93,7 @@ function checkShapes(
 ): void {
   const fault = faultIn(path), { model } = statistics;
   for (const [layer, { names: [name], isWhole }] of names) {
-    const { cols } = statistics.inputOf(layer), wanted = checkpoint.tensors.get(name!)!.info.shape;
+    const { cols } = statistics.inputOf(layer), wanted = matrixShape(checkpoint, name!);
     const known = model?.layers.get(layer);
     const got = known !== undefined && isWhole ? known : [wanted[0]!, known?.[1] ?? cols] as const;
     if (got[1] !== cols) {
@@ -125,7 +128,15 @@ export function layersWith(
   use: StatisticsUse & { readonly held?: HeldWeights | undefined },
 ): CalibratedLayers {
   const own = statisticsFor(statistics, use), { source, isSynthetic, samples, groups: { axis } } = own;
-  const groups = [...own.inputs.values()].map(({ layers }) => layers);
+  // Experts of one tensor are one layer.
+  const seen = new Set<string>();
+  const groups = [...own.inputs.values()]
+    .map(({ layers }) =>
+      layers.map((layer) => stackOf(use.checkpoint, layer)).filter((name) =>
+        !seen.has(name) && seen.add(name)
+      )
+    )
+    .filter(({ length }) => length > 0);
   const model = checkpointLayers(use.checkpoint, kernels, groups, use.held);
   checkWeights(own, model, use);
   const distinctPositions = Infinity, scheduler = knownSchedule(use.checkpoint.folder);
@@ -145,7 +156,10 @@ export function layersWith(
 
 /** @throws {CalibrationError} when a layer's weights are not those that statistics were gathered with */
 function checkWeights({ model }: CalibrationStatistics, { stages }: ModelLayers, use: StatisticsUse): void {
-  for (const { name, weights } of stages.flatMap(({ layers }) => layers)) {
+  const parts = stages.flatMap(({ layers }) => layers).flatMap((layer) =>
+    Array.from({ length: layer.experts ?? 1 }, (_, expert) => expertLayer(layer, expert))
+  );
+  for (const { name, weights } of parts) {
     const wanted = model?.samples?.get(name);
     if (wanted === undefined) continue;
     if (isSameWeights(sampledWeights(weights as DenseMatrix), wanted)) continue;

@@ -60,6 +60,8 @@ export interface EmbeddingTable {
 /** A linear layer with the name of its weight in the checkpoint. */
 export interface LinearLayer extends EmbeddingTable, Linear {
   readonly bias: Float32Array<ArrayBuffer> | undefined;
+  /** Experts whose rows follow one another in the weights; undefined for a matrix. */
+  readonly experts?: number | undefined;
 }
 
 /** The tensors that a checkpoint holds, by its model's configuration. */

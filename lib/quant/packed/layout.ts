@@ -164,6 +164,25 @@ export function packedRows(tensor: PackedTensor, begin: number, end: number): Pa
   return { ...mapLevels(tensor, part), ...common };
 }
 
+/** Packed matrices of one form, the rows of each behind those of the one before. */
+export function rowsJoined(tensors: readonly [PackedTensor, ...PackedTensor[]]): PackedTensor {
+  const [first] = tensors, rows = tensors.reduce((sum, own) => sum + own.rows, 0);
+  const joined = Object.entries(first).map(([key, value]) => {
+    if (!ArrayBuffer.isView(value)) return [key, value] as const;
+    const parts = tensors.map((own) => own[key as keyof PackedTensor] as unknown as Words);
+    const array = new (value.constructor as new (length: number) => Words)(
+      parts.reduce((sum, { length }) => sum + length, 0),
+    );
+    let at = 0;
+    for (const part of parts) {
+      array.set(part, at);
+      at += part.length;
+    }
+    return [key, array] as const;
+  });
+  return { ...first, ...Object.fromEntries(joined), rows };
+}
+
 /** Bytes of a packed matrix's arrays in memory. */
 export function packedByteLength(tensor: PackedTensor): number {
   const own = tensor.packed.byteLength;
