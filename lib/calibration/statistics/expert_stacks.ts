@@ -9,7 +9,7 @@ import type { Checkpoint, TensorInfo } from "../../tensor/mod.ts";
 import type { CalibrationStatistics } from "../../time/mod.ts";
 
 /** Name of one expert's matrix in a tensor of all. */
-export const expertName = (stack: string, expert: number): string => `${stack}[${expert}]`;
+const expertName = (stack: string, expert: number): string => `${stack}[${expert}]`;
 
 /** The tensor of a checkpoint that a matrix or an expert's matrix is in. */
 export const stackOf = ({ tensors }: Checkpoint, name: string): string =>
@@ -59,7 +59,7 @@ function keyOf(name: string): string {
 }
 
 /** Names of experts' matrices in a checkpoint, and whether they are those of a layer alone. */
-export interface ExpertPlaces {
+interface ExpertPlaces {
   readonly names: readonly string[];
   readonly isWhole: boolean;
 }
