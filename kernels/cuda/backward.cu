@@ -490,7 +490,7 @@ int32_t aq_cuda_attention_backward(aq_cuda_buffer q, aq_cuda_buffer k, aq_cuda_b
   if (status != AQ_OK) return status;
   if (kv_heads == 0 || heads % kv_heads != 0) return AQ_E_SHAPE;
   if (!aq_three_allowed(batch, tokens, heads) || !aq_counts_allowed(batch * tokens * heads, head_size)) return AQ_E_SHAPE;
-  if (head_size > 32 * PARTS) return AQ_E_MEMORY; /* a lane's registers have no room */
+  if (head_size > 32 * PARTS) return AQ_E_UNSUPPORTED; /* a lane's registers have no room */
   const size_t n = batch * tokens * heads * head_size, kv = batch * tokens * kv_heads * head_size;
   slopes_view view = {};
   view.q = aq_cuda_view<float>(q, n, on, &status);

@@ -67,6 +67,7 @@ int32_t aq_cuda_describe_status(int32_t status, uint8_t *text, size_t bytes) {
     case AQ_E_RANGE: reason = "weights too large for a half-precision scale"; break;
     case AQ_E_DEVICE: reason = "no device"; break;
     case AQ_E_MEMORY: reason = "out of memory"; break;
+    case AQ_E_UNSUPPORTED: reason = "sizes that no kernel of the device has"; break;
     default:
       if (status < AQ_E_CUDA) reason = cudaGetErrorString((cudaError_t)(AQ_E_CUDA - status));
   }

@@ -373,7 +373,7 @@ int32_t aq_cuda_attention(aq_cuda_buffer q, aq_cuda_buffer k, aq_cuda_buffer v, 
   if (!on) return status;
   if (kv_heads == 0 || heads % kv_heads != 0) return AQ_E_SHAPE;
   if (!aq_three_allowed(batch, tokens, heads) || !aq_counts_allowed(batch * tokens * heads, head_size)) return AQ_E_SHAPE;
-  if (head_size > 32 * PARTS) return AQ_E_MEMORY; /* a lane's registers have no room */
+  if (head_size > 32 * PARTS) return AQ_E_UNSUPPORTED; /* a lane's registers have no room */
   const size_t n = batch * tokens * heads * head_size, kv = batch * tokens * kv_heads * head_size;
   const attention_view view = {aq_cuda_view<float>(q, n, on, &status),
                                aq_cuda_view<float>(k, kv, on, &status),

@@ -22,10 +22,11 @@
 extern "C" {
 #endif
 
-#define AQ_CUDA_ABI_VERSION 7
+#define AQ_CUDA_ABI_VERSION 8
 
 #define AQ_E_DEVICE (-100) /* no device, no driver, or a driver older than the runtime */
 #define AQ_E_MEMORY (-101) /* the device or the host has no room left */
+#define AQ_E_UNSUPPORTED (-102) /* sizes that no kernel of the device has, and the CPU's function does */
 #define AQ_E_CUDA (-1000)  /* minus the number of the CUDA runtime's error: see aq_cuda_describe_status */
 
 typedef size_t aq_cuda_buffer; /* 0: none */
@@ -147,8 +148,8 @@ AQ_API int32_t aq_cuda_refine_codes(aq_cuda_buffer weights, size_t rows, size_t 
 /* Forward passes ------------------------------------------------------------------------------------------
  *
  * The functions of arrowquant.h of the same names, within tolerances: another order of additions, exponentials in
- * float32, and linear layers of more than one token on tensor cores, within 5e-5 of the products' magnitudes. Handles may be 0 where pointers may be null. aq_cuda_attention is AQ_E_MEMORY for heads of more than
- * 256 numbers; aq_cuda_rotary waits. */
+ * float32, and linear layers of more than one token on tensor cores, within 5e-5 of the products' magnitudes. Handles may be 0 where pointers may be null. aq_cuda_attention is AQ_E_UNSUPPORTED for heads of more
+ * than 256 numbers; aq_cuda_rotary waits. */
 AQ_API int32_t aq_cuda_linear(aq_cuda_buffer x, size_t tokens, aq_cuda_buffer weights, int32_t dtype,
                               aq_cuda_buffer bias, size_t rows, size_t cols, aq_cuda_buffer out, aq_cuda_stream stream);
 AQ_API int32_t aq_cuda_linear_packed(aq_cuda_buffer x, size_t tokens, aq_cuda_buffer packed, aq_cuda_buffer scale,
@@ -184,8 +185,8 @@ AQ_API int32_t aq_cuda_unpatchify(aq_cuda_buffer tokens, size_t batch, size_t ch
 
 /* Gradients -----------------------------------------------------------------------------------------------
  *
- * The functions of arrowquant.h of the same names, to the bit. aq_cuda_attention_backward is AQ_E_MEMORY for heads of
- * more than 256 numbers. */
+ * The functions of arrowquant.h of the same names, to the bit. aq_cuda_attention_backward is AQ_E_UNSUPPORTED for
+ * heads of more than 256 numbers. */
 AQ_API int32_t aq_cuda_transpose(aq_cuda_buffer in, size_t rows, size_t cols, aq_cuda_buffer out,
                                  aq_cuda_stream stream);
 AQ_API int32_t aq_cuda_packed_gradient(aq_cuda_buffer dw, aq_cuda_buffer packed, aq_cuda_buffer scale,

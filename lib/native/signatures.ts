@@ -76,7 +76,7 @@ export const SIGNATURES = {
 } as const;
 
 /** `AQ_CUDA_ABI_VERSION` of kernels/include/arrowquant_cuda.h. */
-export const CUDA_ABI_VERSION = 7;
+export const CUDA_ABI_VERSION = 8;
 
 export const CUDA_SIGNATURES = {
   aq_cuda_abi_version: "",

@@ -12,6 +12,7 @@ import { DeviceArrays } from "../../lib/native/cuda/arrays.ts";
 import { type CudaKernels, describeCudaStatus, openCuda } from "../../lib/native/cuda/mod.ts";
 import type { SuiteReport } from "../../lib/bench/suite.ts";
 import { measureCuda } from "../../lib/bench/kernels/cuda_suite.ts";
+import { attention } from "../../lib/native/functions.ts";
 import { type Kernels, openKernels } from "../../lib/native/mod.ts";
 import { unchecked } from "../../lib/native/kernels.ts";
 import { quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
@@ -301,6 +302,32 @@ describe("models on a GPU", () => {
     } finally {
       DeviceArrays.prototype.wrote = wrote;
     }
+  });
+
+  test("heads that no kernel has room for are the CPU's; constants keep their copies, and a line says so", async () => {
+    if (!COMPUTES || await deviceLine() === undefined) return;
+    const lines: string[] = [], tokens = 3, size = 300;
+    using gpu = await openKernels({ backend: "cuda", onMessage: (line) => lines.push(line) });
+    using cpu = await openKernels({ backend: "cpu" });
+    const [q, k, v] = [1, 2, 3].map((step) =>
+      Float32Array.from({ length: tokens * size }, (_, i) => Math.sin(step * i * i))
+    );
+    const attended = (kernels: Kernels) => {
+      const out = new Float32Array(tokens * size);
+      attention(kernels, "attend", q, k, v, null, 1, tokens, 1, 1, size, 0, 0.1, out);
+      return out;
+    };
+    let evictions = 0;
+    const { makeRoom } = DeviceArrays.prototype;
+    DeviceArrays.prototype.makeRoom = () => void evictions++;
+    try {
+      expect([attended(gpu), attended(gpu)]).toEqual([attended(cpu), attended(cpu)]);
+    } finally {
+      DeviceArrays.prototype.makeRoom = makeRoom;
+    }
+    const told = lines.filter((line) => line.includes("attention"));
+    expect(told).toEqual(["cuda: no kernel of these sizes on the device for attention: the CPU does it"]);
+    expect(evictions).toBe(0);
   });
 
   test("layers solved on what a GPU's runs read have the CPU's errors", async () => {

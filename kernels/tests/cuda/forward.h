@@ -151,7 +151,21 @@ static void run_patches(size_t batch, size_t channels, size_t height, size_t wid
                 aq_cuda_patchify(own.handle, batch, channels, height, width, height + 1, there.own.handle, stream), AQ_E_SHAPE);
 }
 
+/* Heads that a lane's registers have no room for. */
+static void run_large_heads(void) {
+  const char *where = "heads of 257";
+  const std::vector<float> values(257);
+  const device_bytes b = on_device(values), out = on_device(values);
+  expect_status("attention", where, aq_cuda_attention(b.handle, b.handle, b.handle, 0, 1, 1, 1, 1, 257, 0, 1.0f, out.handle, stream),
+                AQ_E_UNSUPPORTED);
+  expect_status("attention, backward", where,
+                aq_cuda_attention_backward(b.handle, b.handle, b.handle, b.handle, b.handle, 0, 1, 1, 1, 1, 257, 1.0f, out.handle, out.handle,
+                                           out.handle, stream),
+                AQ_E_UNSUPPORTED);
+}
+
 static void run_forward(void) {
+  run_large_heads();
   for (size_t tokens : {1, 2, 9}) {
     run_linear(tokens, 1, 1, 4, 0, true);
     run_linear(tokens, 13, 67, 3, 16, false);

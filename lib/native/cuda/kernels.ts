@@ -10,8 +10,11 @@ import { closable, type Kernels, unchecked, type UncheckedKernels } from "../ker
 import { CUDA_SIGNATURES, SIGNATURES } from "../signatures.ts";
 import { kindsOf, type NativeBuffer, type NativeCalls, type ParameterKind } from "../symbols.ts";
 
-/** The header's `AQ_OK` and `AQ_E_MEMORY`, and the first status that is the device's and not the arguments'. */
-const OK = 0, E_MEMORY = -101, DEVICE_STATUS = -100;
+/** The header's `AQ_OK`, `AQ_E_MEMORY` and `AQ_E_UNSUPPORTED`, and the first status that is not the arguments'. */
+const OK = 0, E_MEMORY = -101, E_UNSUPPORTED = -102, DEVICE_STATUS = -100;
+
+/** Why the CPU does a call. */
+const NO_ROOM = "no room on the device", NO_KERNEL = "no kernel of these sizes on the device";
 
 type Argument = NativeBuffer | number | bigint;
 type Call = (...args: Argument[]) => number;
@@ -28,9 +31,13 @@ const isArray = (kind: ParameterKind) => kind === "in" || kind === "out" || kind
  * CPU's has pointers the device's has handles, the last parameters - scratch, `isa`, `threads` - are missing, and a
  * stream comes last.
  *
- * @param without called instead where the device has no room
+ * @param without called instead, and told why, where the device has no room or no kernel of these sizes
  */
-function onDevice(name: string, arrays: DeviceArrays, without: Call): Call {
+function onDevice(
+  name: string,
+  arrays: DeviceArrays,
+  without: (why: string, args: readonly Argument[]) => number,
+): Call {
   const { memory } = arrays, own = cudaName(name), taken = kindsOf(CUDA_SIGNATURES[own]).length - 1;
   const kinds = kindsOf(SIGNATURES[name as keyof typeof SIGNATURES]).slice(0, taken);
   const kernel = memory.cuda.calls[own] as Call;
@@ -43,7 +50,7 @@ function onDevice(name: string, arrays: DeviceArrays, without: Call): Call {
         else if (data === null || (data as ArrayBufferView).byteLength === 0) handles.push(0n);
         else {
           const handle = arrays.handleOf(data as ArrayBufferView, kind !== "out", kind !== "in");
-          if (handle === undefined) return without(...args);
+          if (handle === undefined) return without(NO_ROOM, args);
           handles.push(handle);
         }
       }
@@ -51,8 +58,9 @@ function onDevice(name: string, arrays: DeviceArrays, without: Call): Call {
       if (status === E_MEMORY) {
         arrays.makeRoom();
         status = kernel(...handles, memory.stream);
-        if (status === E_MEMORY) return without(...args);
+        if (status === E_MEMORY) return without(NO_ROOM, args);
       }
+      if (status === E_UNSUPPORTED) return without(NO_KERNEL, args);
       if (status <= DEVICE_STATUS) memory.expect(status);
       if (status !== OK) return status;
       for (const [i, kind] of kinds.entries()) {
@@ -83,8 +91,8 @@ function onHost(name: string, arrays: DeviceArrays, call: Call): Call {
 
 /**
  * `base` with the work that the first device of `cuda` can do done there. Closing it closes both. A call whose data
- * is at fault returns the CPU's status. A call for which the device has no room is the CPU's, and `onMessage` is told
- * so, once for each function.
+ * is at fault returns the CPU's status. A call for which the device has no room, or no kernel of its sizes, is the CPU's,
+ * and `onMessage` is told so, once for each function and reason.
  *
  * @throws {KernelError} when the device cannot be used; in a call, when it fails
  */
@@ -106,9 +114,10 @@ export function withCuda(
     if (!(cudaName(name) in CUDA_SIGNATURES)) return [name, cpu];
     return [
       name,
-      onDevice(name, arrays, (...args) => {
-        if (!told.has(name)) onMessage(`cuda: no room on the device for ${name.slice(3)}: the CPU does it`);
-        told.add(name);
+      onDevice(name, arrays, (why, args) => {
+        const line = `cuda: ${why} for ${name.slice(3)}: the CPU does it`;
+        if (!told.has(line)) onMessage(line);
+        told.add(line);
         return cpu(...args);
       }),
     ];
