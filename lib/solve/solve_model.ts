@@ -17,6 +17,7 @@ import { CalibrationError, WeightsError } from "../errors.ts";
 import type { Blockwise, LinearLayer, Matrix, ModelLayers, Stage } from "../models/mod.ts";
 import type { Kernels } from "../native/mod.ts";
 import type { DenseMatrix } from "../models/layers/linear.ts";
+import { giveBack, narrowed } from "../quant/array_memory.ts";
 import { convertFloats, findNonfinite, LAYER_SOLVERS, quantizeByWeights } from "../quant/mod.ts";
 import type { InputMoments } from "../quant/solvers/moments.ts";
 import { MomentSums, type PartPlace } from "../quant/solvers/moment_sums.ts";
@@ -90,7 +91,7 @@ export function denseWeights(
   kernels: Kernels,
   { weights, name }: LinearLayer,
   given?: Float32Array<ArrayBuffer>,
-): Float32Array {
+): Float32Array<ArrayBuffer> {
   if ("packed" in weights) {
     throw new CalibrationError(
       `Cannot solve ${JSON.stringify(name)}: its weights must be plain, got packed ones`,
@@ -252,6 +253,7 @@ class ModelSolver<Batch> {
         done(result, already[i] === undefined);
         await pause(options.signal);
       }
+      letGo(inputs);
     }
     return this.#solved;
   }
@@ -326,6 +328,7 @@ class ModelSolver<Batch> {
         done(result, true);
         await pause(this.options.signal);
       }
+      letGo(inputs);
     }
     for (const [i, layer] of layers.entries()) {
       if (known.has(layer.name) || this.#nonfinite(layer, denseWeights(this.options.kernels, layer))) {
@@ -458,10 +461,13 @@ class ModelSolver<Batch> {
       name,
       () => solveLayer(kernels, solver, problem, settingsFor(settings, { rows, cols, block: moment.block })),
     );
+    const power = typicalPower(kernels, target, rows, moment);
+    if (target !== dense) giveBack(target);
+    if (this.#scratch === undefined) giveBack(dense);
     return {
       name,
       tensor,
-      relativeError: objective / typicalPower(kernels, target, rows, moment),
+      relativeError: objective / power,
       gain: firstObjective / objective,
       moment: structure,
       damping: moment.damping,
@@ -564,16 +570,20 @@ class ModelSolver<Batch> {
     const parts = [second, ...(cross === undefined ? [] : [cross]), ...residuals.values()];
     const own = { counts: [tokens, weight], sums: parts.map((sums) => sums.exact()) };
     const isShared = full !== undefined && cross === undefined;
-    if (team !== undefined && !isWanted && !isShared) return void team.publish(name, "inputs", own);
+    if (team !== undefined && !isWanted && !isShared) {
+      team.publish(name, "inputs", own);
+      return giveBack(...own.sums) as undefined;
+    }
     const { counts: [inputs, total], sums: all } = await team?.all(name, "inputs", own) ?? own;
-    const mean = (values: Float64Array) => {
-      const means = new Float32Array(values);
+    if (all !== own.sums) giveBack(...own.sums);
+    const mean = (values: Float64Array<ArrayBuffer>) => {
+      const means = narrowed(values);
       for (let i = 0; i < means.length; i++) means[i]! /= total!;
       return means;
     };
     const behind = cross === undefined ? 1 : 2;
     return {
-      moments: { cols, block: width, tokens: inputs!, weight: total!, second: new Float32Array(all[0]!) },
+      moments: { cols, block: width, tokens: inputs!, weight: total!, second: narrowed(all[0]!) },
       cross: cross && mean(all[1]!),
       residuals: new Map([...residuals.keys()].map((name, i) => [name, mean(all[behind + i]!)])),
     };
@@ -588,6 +598,11 @@ class ModelSolver<Batch> {
     if (rows === part!.weights.length) return distinctPositions;
     return Math.min(distinctPositions, samples);
   }
+}
+
+/** Gives back the memory of a stage's inputs, whose layers are solved. */
+function letGo({ moment: { moment, factor }, cross, residuals }: StageInputs): void {
+  giveBack(moment, factor, cross, ...residuals.values());
 }
 
 /** `values − others`, in place. */
@@ -626,9 +641,9 @@ function warnOfFewInputs<Batch>(
 interface Gathered {
   readonly moments: InputMoments;
   /** Mean of w (x° − x) xᵀ; undefined when nothing is to be corrected. */
-  readonly cross: Float32Array | undefined;
+  readonly cross: Float32Array<ArrayBuffer> | undefined;
   /** Mean of w (r° − r) xᵀ, by layer. */
-  readonly residuals: ReadonlyMap<string, Float32Array>;
+  readonly residuals: ReadonlyMap<string, Float32Array<ArrayBuffer>>;
 }
 
 /** Saved moments of a layer's inputs, without anything to correct. */

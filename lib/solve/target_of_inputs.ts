@@ -5,6 +5,7 @@
  * preconditioner.
  */
 import type { Kernels } from "../native/mod.ts";
+import { giveBack } from "../quant/array_memory.ts";
 import { product } from "../quant/product.ts";
 import { MomentSums, type PartPlace } from "../quant/solvers/moment_sums.ts";
 import { diagonalOf } from "../quant/solvers/moments.ts";
@@ -73,12 +74,14 @@ export async function targetOfInputs(
   /** Mean of w y xᵀ over all inputs, y made of each part. */
   const mean = async <Part extends InputPart>(
     partAt: (i: number) => Part,
-    outputs: (part: Part) => Float32Array,
+    outputs: (part: Part) => Float32Array<ArrayBuffer>,
   ) => {
     const parts = new MomentSums({ rows, cols, isSymmetric: false });
     for (let i = 0; i < data.parts; i++) {
       const part = partAt(i), place = data.place?.(i) ?? { before: i, samples: 1 };
-      parts.addPart(kernels, { ...part, y: outputs(part) }, place);
+      const y = outputs(part);
+      parts.addPart(kernels, { ...part, y }, place);
+      giveBack(y);
       await data.pause((pass + (i + 1) / data.parts) / passes);
     }
     const sums = await data.total?.(parts, pass) ?? parts.rounded();
@@ -109,6 +112,7 @@ export async function targetOfInputs(
       target[k]! += length * direction[k]!;
       rest[k]! -= length * along[k]!;
     }
+    giveBack(along, ahead);
     if (step + 1 === steps) break;
     ahead = timesInverse(kernels, doing, moment, rest, rows);
     const next = dots(rest, ahead, rows);
@@ -118,6 +122,7 @@ export async function targetOfInputs(
     }
     products = next;
   }
+  giveBack(rest, direction);
   return target;
 }
 

@@ -8,6 +8,7 @@ import { momentElements } from "../../native/call_checks.ts";
 import * as call from "../../native/functions.ts";
 import type { Kernels } from "../../native/mod.ts";
 import { throwIfStopped } from "../../progress.ts";
+import { giveBack } from "../array_memory.ts";
 import { findNonfinite } from "../convert.ts";
 import type { GroupSize } from "../packed/layout.ts";
 import { addProduct } from "../product.ts";
@@ -274,46 +275,62 @@ export function correctedTarget(
   { weights, rows, moment, cross, residual }: LossBefore,
   { correction, residualCorrection }: Correction,
 ): Float32Array<ArrayBuffer> {
-  const doing = "correct a layer's target", { cols, block, factor } = moment;
+  const doing = "correct a layer's target", { cols, factor } = moment;
   checkCount(doing, "rows", rows);
   checkMoment(doing, moment, cols);
   checkArray(doing, "weights", weights, rows * cols);
   if (cross !== undefined) checkArray(doing, "cross", cross, factor.length);
   if (residual !== undefined) checkArray(doing, "residual", residual, rows * cols);
   const sums = new Float32Array(rows * cols);
-  if (cross !== undefined && correction > 0) {
-    for (const { first, cols: own, at } of momentBlocks(cols, block)) {
-      throwIfStopped();
-      const lost = own === cols ? sums : new Float32Array(rows * own), size = { rows, k: own, cols: own };
-      const part = own === cols ? weights : columnsOf(weights, rows, first, own);
-      addProduct(kernels, doing, part, cross.subarray(at, at + own * own), size, lost);
-      if (own === cols) break;
-      for (let row = 0; row < rows; row++) {
-        sums.set(lost.subarray(row * own, (row + 1) * own), row * cols + first);
-      }
-    }
-  }
+  if (cross !== undefined && correction > 0) addLost(kernels, doing, { weights, rows, moment, cross }, sums);
   for (let k = 0; k < sums.length; k++) {
     const stream = residual === undefined ? 0 : residualCorrection * residual[k]!;
     sums[k] = correction * sums[k]! + stream;
   }
-  const target = timesInverse(kernels, doing, moment, sums, rows);
+  const target = timesInverse(kernels, doing, moment, sums, rows, sums);
   for (let k = 0; k < target.length; k++) target[k]! += weights[k]!;
   return target;
 }
 
-/** `B M⁻¹`, for each block of the moment. **Shapes** `b: f32[rows, cols]` → `f32[rows, cols]` */
+/** `sums += W · cross`, for each block of the moment. **Shapes** `sums: f32[rows, cols]`, 0 */
+function addLost(
+  kernels: Kernels,
+  doing: string,
+  { weights, rows, moment: { cols, block }, cross }: LossBefore & { readonly cross: Float32Array },
+  sums: Float32Array<ArrayBuffer>,
+): void {
+  if (block >= cols) return addProduct(kernels, doing, weights, cross, { rows, k: cols, cols }, sums);
+  const part = new Float32Array(rows * block), lost = new Float32Array(rows * block);
+  for (const { first, cols: own, at } of momentBlocks(cols, block)) {
+    throwIfStopped();
+    const size = { rows, k: own, cols: own }, count = rows * own;
+    const columns = columnsOf(weights, rows, first, own, part.subarray(0, count));
+    const products = lost.subarray(0, count).fill(0);
+    addProduct(kernels, doing, columns, cross.subarray(at, at + own * own), size, products);
+    for (let row = 0; row < rows; row++) {
+      sums.set(products.subarray(row * own, (row + 1) * own), row * cols + first);
+    }
+  }
+  giveBack(part, lost);
+}
+
+/**
+ * `B M⁻¹`, for each block of the moment.
+ *
+ * **Shapes** `b: f32[rows, cols]` → `out: f32[rows, cols]`, which may be `b`
+ */
 export function timesInverse(
   kernels: Kernels,
   doing: string,
   { cols, block, factor, pivots, order }: FactoredMoment,
   b: Float32Array,
   rows: number,
+  out = new Float32Array(rows * cols),
 ): Float32Array<ArrayBuffer> {
-  const out = new Float32Array(rows * cols);
+  const memory = new Float32Array(rows * Math.min(block, cols));
   for (const { first, cols: own, at } of momentBlocks(cols, block)) {
     throwIfStopped();
-    const ordered = new Float32Array(rows * own);
+    const ordered = memory.subarray(0, rows * own);
     for (let row = 0; row < rows; row++) {
       for (let k = 0, to = row * own, from = row * cols; k < own; k++) {
         ordered[to + k] = b[from + order[first + k]!]!;
@@ -327,6 +344,7 @@ export function timesInverse(
       }
     }
   }
+  giveBack(memory);
   return out;
 }
 
@@ -336,8 +354,9 @@ export function columnsOf(
   rows: number,
   first: number,
   count: number,
+  out = new Float32Array(rows * count),
 ): Float32Array<ArrayBuffer> {
-  const cols = matrix.length / rows, out = new Float32Array(rows * count);
+  const cols = matrix.length / rows;
   for (let row = 0; row < rows; row++) {
     out.set(matrix.subarray(row * cols + first, row * cols + first + count), row * count);
   }

@@ -5,6 +5,7 @@
  */
 import type { Kernels } from "../../native/mod.ts";
 import { momentElements } from "../../native/call_checks.ts";
+import { giveBack, narrowed } from "../array_memory.ts";
 import { accumulateMoment, momentBlocks } from "./moments.ts";
 
 /** Inputs of a layer, and what is multiplied with them: themselves by default. */
@@ -153,6 +154,7 @@ export class MomentSums {
   /** All sums in double, the open chunk's included: it ends here. Aliases {@linkcode totals}. */
   exact(): Float64Array<ArrayBuffer> {
     this.endChunk();
+    giveBack(this.spare.get(this.#form));
     this.spare.delete(this.#form);
     const { totals, shape: { cols, block = cols, isSymmetric } } = this;
     if (!isSymmetric) return totals;
@@ -164,8 +166,8 @@ export class MomentSums {
     return totals;
   }
 
-  /** All sums, rounded. */
+  /** All sums, rounded; {@linkcode totals} are empty then. */
   rounded(): Float32Array<ArrayBuffer> {
-    return new Float32Array(this.exact());
+    return narrowed(this.exact());
   }
 }
