@@ -72,10 +72,12 @@ type Part = CalibrationPart<unknown>;
 const positionsIn = (parts: readonly Part[]): number =>
   parts.reduce((sum, { weights }) => sum + weights.length, 0);
 
+const sum = (values: readonly number[]): number => values.reduce((all, own) => all + own, 0);
 const most = (values: readonly number[]): number => values.reduce((a, b) => Math.max(a, b), 0);
 
 /** Layers that read the same and are solved one after the other. */
 interface SolvedStage {
+  readonly names: readonly string[];
   readonly cols: number;
   readonly rows: readonly number[];
   readonly forms: readonly WeightFormat[];
@@ -96,6 +98,8 @@ export interface CountedRun {
   readonly memoryBytes: number;
   /** Layers whose sensitivities are measured already, as a part of all; default 0. */
   readonly measuredShare?: number | undefined;
+  /** Whether an earlier run has solved a layer for a candidate; default none. */
+  readonly isSolved?: ((candidate: number, name: string) => boolean) | undefined;
 }
 
 /** A run that is counted before it begins. */
@@ -231,7 +235,8 @@ export class CountedWork {
       });
       const { cols } = own[0]!.weights, positions = data.distinctPositions;
       const { block } = chooseMoment(settings, { cols, positions, memoryBytes, formats: forms });
-      return [{ cols, rows: own.flatMap(rowsOf), forms, block }];
+      const names = own.flatMap(({ name, experts = 1 }) => Array.from({ length: experts }, () => name));
+      return [{ names, cols, rows: own.flatMap(rowsOf), forms, block }];
     });
   }
 
@@ -276,24 +281,30 @@ export class CountedWork {
         name: count > 1 ? `solving ${count} candidates` : "solving",
         bytes: pass.bytes + lost + solveBytes + tables + Math.min(2, count) * packed,
         statesBytes: isRun ? states : 0,
-        seconds: (timed) =>
-          count * (runs * pass.seconds(timed) + layers.reduce((sum, { cols, rows, forms, block }) => {
+        seconds: (timed) => {
+          const ofStage = ({ names, cols, rows, forms, block }: SolvedStage, candidate: number) => {
+            const isOpen = names.map((name) => this.#run.isSolved?.(candidate, name) !== true);
+            if (!isOpen.includes(true)) return 0;
             const gathered = pass.positions * cols * block * (corrects ? 1.5 : 0.5) *
               timed.multiplyAdd(block);
             // With a diagonal alone targets are made from the inputs themselves, two products a step.
             const targets = corrects && block === 1
-              ? pass.positions * cols * rows.reduce((all, own) => all + own, 0) * 2 * (TARGET_STEPS + 1) *
-                timed.multiplyAdd(cols)
+              ? pass.positions * cols * sum(rows) * 2 * (TARGET_STEPS + 1) * timed.multiplyAdd(cols)
               : 0;
             const factored = timed.factor(block) * (cols / block);
             // To the states that are kept and back, and what inputs lost.
             const copied = COPIES * runs * timed.copying(pass.positions * (cols + this.#width));
-            return sum + gathered + targets + factored + copied + FILE_SECONDS * rows.length +
-              rows.reduce((own, n, i) =>
-                // Its target, its stream's loss.
-                own + (corrects ? 2.5 : 0) * n * cols * block * timed.multiplyAdd(block) +
-                timed.solving(n, cols, block, { form: forms[i]!, solver, settings }), 0);
-          }, 0)),
+            const solved = rows.map((n, i) => {
+              // Its target, its stream's loss.
+              const target = (corrects ? 2.5 : 0) * n * cols * block * timed.multiplyAdd(block);
+              const how = { form: forms[i]!, solver, settings };
+              return isOpen[i] ? target + timed.solving(n, cols, block, how) + FILE_SECONDS : 0;
+            });
+            return gathered + targets + factored + copied + sum(solved);
+          };
+          return sum(Array.from({ length: count }, (_, candidate) =>
+            runs * pass.seconds(timed) + sum(layers.map((stage) => ofStage(stage, candidate)))));
+        },
       },
       ...(heldOut.length === 0 ? [] : [{
         name: "held-out distances",

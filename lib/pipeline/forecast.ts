@@ -13,6 +13,7 @@ import type { Kernels } from "../native/mod.ts";
 import type { PlanRow } from "../plan/plan.ts";
 import { formatBytes, type RunOptions, secondsText } from "../progress.ts";
 import { candidateCount } from "../solve/candidates.ts";
+import { hasSolvedLayer } from "../solve/solved_layers.ts";
 import type { Checkpoint } from "../tensor/mod.ts";
 import { CountedWork, type RunStage } from "./counted_work.ts";
 import type { MemoryShares } from "./memory_shares.ts";
@@ -59,7 +60,10 @@ export function announce(
 ): void {
   const { checkpoint, config, kernels, memory, folder, measuredShare, options: { onEvent } } = run;
   const memoryBytes = memory.limitBytes;
-  const counted = new CountedWork({ calibrated, checkpoint, rows, memoryBytes, measuredShare });
+  const isSolved = folder === undefined
+    ? undefined
+    : (candidate: number, name: string) => hasSolvedLayer(folder, candidate, name);
+  const counted = new CountedWork({ calibrated, checkpoint, rows, memoryBytes, measuredShare, isSolved });
   const before = ownSamples === undefined
     ? []
     : [counted.ownSamples(ownSamples, () => memory.held.limitBytes)];

@@ -61,6 +61,10 @@ export function loadSolvedLayers(
   return found;
 }
 
+/** Whether there is a file of a layer, of whatever run: for forecasts, which need not read it. */
+export const hasSolvedLayer = (folder: string, candidate: number, name: string): boolean =>
+  exists(join(folder, fileName(candidate, name)));
+
 /** One of them, by name. */
 export const loadSolvedLayer = (
   folder: string,
