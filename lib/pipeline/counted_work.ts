@@ -302,8 +302,13 @@ export class CountedWork {
             });
             return gathered + targets + factored + copied + sum(solved);
           };
-          return sum(Array.from({ length: count }, (_, candidate) =>
-            runs * pass.seconds(timed) + sum(layers.map((stage) => ofStage(stage, candidate)))));
+          return sum(
+            Array.from(
+              { length: count },
+              (_, candidate) =>
+                runs * pass.seconds(timed) + sum(layers.map((stage) => ofStage(stage, candidate))),
+            ),
+          );
         },
       },
       ...(heldOut.length === 0 ? [] : [{

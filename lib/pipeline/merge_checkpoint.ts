@@ -29,7 +29,8 @@ import {
   growingBuffer,
   outputRequest,
 } from "./checkpoint_run.ts";
-import { checkPlain, filesOf, filesOfModel, withOutput } from "./quantize_checkpoint.ts";
+import { checkPlain } from "./open_run.ts";
+import { filesOf, filesOfModel, withOutput } from "./write_run.ts";
 import { quantizationConfig } from "../output/config_file.ts";
 import { type RunReport, writtenReport } from "./run_report.ts";
 

@@ -3,8 +3,8 @@
  * after the other in bounded memory; a stopped run can be resumed. docs/format.md specifies the files.
  */
 export { dequantizeCheckpoint, type DequantizeCheckpointOptions } from "./dequantize_checkpoint.ts";
+export { type OpenRunOptions } from "./open_run.ts";
 export {
-  type OpenRunOptions,
   quantizeCheckpoint,
   type QuantizeCheckpointOptions,
   saveCalibrationOf,

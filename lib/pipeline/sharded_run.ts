@@ -1,4 +1,5 @@
 /** A part of a checkpoint that one of several tasks quantizes: which tensors, and what can be divided at all. */
+import { join } from "node:path";
 import { candidateCount } from "../solve/candidates.ts";
 import { calibrationSource } from "../calibration/source.ts";
 import { statisticsFiles } from "../calibration/saved_statistics.ts";
@@ -10,10 +11,14 @@ import type { Plan, PlanRow } from "../plan/plan.ts";
 import type { Shard } from "../output/shard_folders.ts";
 import { divideUnits, shardText } from "../plan/shards.ts";
 import { isTokenTable } from "../plan/plan.ts";
+import { sha256 } from "../files/whole.ts";
+import type { Rewrite } from "../output/rewrite.ts";
 import { formatBytes } from "../progress.ts";
 import { isRounded } from "../solve/by_weights.ts";
 import { layerCost } from "../solve/layer_cost.ts";
+import { EXCHANGE_PREFIX, type TeamPlace } from "../solve/team.ts";
 import type { Checkpoint } from "../tensor/mod.ts";
+import type { OutputPlace } from "./checkpoint_run.ts";
 
 /** A plan divided into shards. */
 export interface DividedPlan {
@@ -136,3 +141,21 @@ export function checkOneCandidate(calibrated: Solvable, config: ConfigInForce): 
 /** Whether what layers read is known from saved statistics, so that no other layer's weights matter. */
 export const readsStatistics = (checkpoint: Checkpoint, config: ConfigInForce): boolean =>
   statisticsFiles(calibrationSource(checkpoint, config)) !== undefined;
+
+/** Where shards of one run meet, and what identifies that run. */
+export type TeamOfRun = TeamPlace & { readonly identity: string };
+
+/** Where shards of one run meet; undefined where they do not. */
+export function teamOf(
+  { output: parts, togetherMilliseconds }: Pick<OutputPlace, "output"> & {
+    readonly togetherMilliseconds?: number | undefined;
+  },
+  shard: Shard,
+  { identity }: Rewrite,
+): TeamOfRun | undefined {
+  if (togetherMilliseconds === undefined) return undefined;
+  const { shard: _, ...settings } = JSON.parse(identity.settings);
+  const own = sha256(JSON.stringify([{ ...identity, settings }, shard.count]));
+  const folder = join(parts, `${EXCHANGE_PREFIX}${own.slice(0, 16)}`);
+  return { shard, folder, waitMilliseconds: togetherMilliseconds, identity: own };
+}

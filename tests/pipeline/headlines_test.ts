@@ -4,7 +4,7 @@ import { WeightsError } from "../../lib/errors.ts";
 import { loadModel } from "../../lib/models/mod.ts";
 import { openKernels } from "../../lib/native/mod.ts";
 import { dequantizeCheckpoint, opensIn, outputErrors } from "../../lib/pipeline/mod.ts";
-import { openRun } from "../../lib/pipeline/quantize_checkpoint.ts";
+import { openRun } from "../../lib/pipeline/open_run.ts";
 import { unwrittenTokens } from "../../lib/thermo/mod.ts";
 import { gaussian, matrix, workplace, writeCheckpoint } from "../_checkpoints.ts";
 import { configOf, DREAM, pipelineRuns } from "./_runs.ts";

@@ -2,18 +2,11 @@ import { afterAll, expect, test } from "bun:test";
 import { join } from "node:path";
 import { resolveConfig } from "../../lib/config/mod.ts";
 import { openKernels } from "../../lib/native/mod.ts";
-import {
-  calibrateRun,
-  openRun,
-  phasesRun,
-  planRun,
-  quantizeCheckpoint,
-  requestOutput,
-  solveRun,
-  withConfig,
-  withOutput,
-  writeRun,
-} from "../../lib/pipeline/quantize_checkpoint.ts";
+import { openRun, withConfig } from "../../lib/pipeline/open_run.ts";
+import { planRun } from "../../lib/pipeline/planned_run.ts";
+import { quantizeCheckpoint } from "../../lib/pipeline/quantize_checkpoint.ts";
+import { calibrateRun, phasesRun, solveRun } from "../../lib/pipeline/run_stages.ts";
+import { requestOutput, withOutput, writeRun } from "../../lib/pipeline/write_run.ts";
 import type { KnownSolutions } from "../../lib/solve/candidates.ts";
 import { differences, MODELS, workplace } from "../_checkpoints.ts";
 

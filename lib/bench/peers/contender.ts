@@ -4,15 +4,10 @@ import type { Calibrated } from "../../calibration/mod.ts";
 import { resolveConfig } from "../../config/mod.ts";
 import { loadModel } from "../../models/mod.ts";
 import type { Kernels } from "../../native/mod.ts";
-import {
-  calibrateRun,
-  openRun,
-  planRun,
-  requestOutput,
-  solveRun,
-  withOutput,
-  writeRun,
-} from "../../pipeline/quantize_checkpoint.ts";
+import { openRun } from "../../pipeline/open_run.ts";
+import { planRun } from "../../pipeline/planned_run.ts";
+import { calibrateRun, solveRun } from "../../pipeline/run_stages.ts";
+import { requestOutput, withOutput, writeRun } from "../../pipeline/write_run.ts";
 import type { BitWidth, GroupSize } from "../../quant/mod.ts";
 import { measureStored } from "../stored.ts";
 import { withTemporaryFolder } from "../temporary_folder.ts";

@@ -6,18 +6,10 @@ import { type Config, resolveConfig } from "../../config/mod.ts";
 import { type LoadedModel, modelFrom, storedTimeParameters } from "../../models/mod.ts";
 import type { Kernels } from "../../native/mod.ts";
 import type { PhasesReport } from "../../phases/mod.ts";
-import {
-  calibrateRun,
-  openRun,
-  phasesRun,
-  planRun,
-  type QuantizeRun,
-  requestOutput,
-  solveRun,
-  withConfig,
-  withOutput,
-  writeRun,
-} from "../../pipeline/quantize_checkpoint.ts";
+import { openRun, type QuantizeRun, withConfig } from "../../pipeline/open_run.ts";
+import { planRun } from "../../pipeline/planned_run.ts";
+import { calibrateRun, phasesRun, solveRun } from "../../pipeline/run_stages.ts";
+import { requestOutput, withOutput, writeRun } from "../../pipeline/write_run.ts";
 import { packedLayers } from "../../quant/packed/checkpoint.ts";
 import type { KnownSolutions } from "../../solve/candidates.ts";
 import { openCheckpoint, SIDECAR_FILE } from "../../tensor/mod.ts";

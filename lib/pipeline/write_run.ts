@@ -1,0 +1,245 @@
+/** The output of a run: its folder and files, every tensor written, and the report. */
+import { join } from "node:path";
+import { packedTensorSpecs } from "../quant/packed/entries.ts";
+import { canonicalConfig, isCalibrated, wantsPhases } from "../config/mod.ts";
+import { type Kernels, threadCount } from "../native/mod.ts";
+import { opensIn } from "../output/readers.ts";
+import { quantizationConfig, withQuantizationConfig } from "../output/config_file.ts";
+import type { OutputRequest } from "../output/output_folder.ts";
+import {
+  type Rewrite,
+  type RewriteContent,
+  type RewriteJob,
+  type SmallFile,
+  withRewrite,
+} from "../output/rewrite.ts";
+import type { LayerRecord, RefinementRecord } from "../output/record.ts";
+import { sidecarContent } from "../phases/configured.ts";
+import type { PhaseResult, PhasesReport } from "../phases/mod.ts";
+import type { TensorSink } from "../output/tensor_sink.ts";
+import { planText } from "../plan/budget.ts";
+import { formatOf, type PlanRow } from "../plan/plan.ts";
+import { pause, stoppable } from "../progress.ts";
+import type { SolvedModel } from "../solve/candidates.ts";
+import { budgetBytes, isChosen } from "../solve/sensitivity.ts";
+import { type Checkpoint, SIDECAR_FILE, type TensorSpec } from "../tensor/mod.ts";
+import { configText, copies, digestBeside, indexFiles, namesBeside, outputName } from "./beside.ts";
+import { PLAN_FILE } from "./calibration_run.ts";
+import {
+  checkpointFiles,
+  growingBuffer,
+  type OutputPlace,
+  outputRequest,
+  reservedHeaderBytes,
+} from "./checkpoint_run.ts";
+import { readsStatistics } from "./sharded_run.ts";
+import { rewriteTensor } from "./quantize_tensor.ts";
+import { type RunReport, sum, writtenReport } from "./run_report.ts";
+import { digestTensors, HashingReader } from "../output/source_digest.ts";
+import type { QuantizeRun } from "./open_run.ts";
+import { measuresBits, type PlannedRun } from "./planned_run.ts";
+import { matrixSizes } from "../quant/mod.ts";
+
+/**
+ * Write: every tensor read, quantized or taken from what was solved, stored and verified; then the files
+ * beside them.
+ *
+ * @throws as {@linkcode Rewrite.write}
+ */
+export async function writeRun(
+  run: QuantizeRun,
+  planned: PlannedRun,
+  { solved, phases }: {
+    readonly solved?: SolvedModel | undefined;
+    readonly phases?: PhaseResult | undefined;
+  },
+  output: Rewrite,
+): Promise<RunReport> {
+  const { checkpoint, config, kernels, options: { onEvent } } = run;
+  const { weights: refined, biases } = phases?.model ?? {};
+  const layers = solved &&
+    new Map(
+      [...solved.layers].map((
+        [name, layer],
+      ) => [name, { ...layer, tensor: refined?.get(name) ?? layer.tensor }]),
+    );
+  const context = { config, kernels, onEvent, solved: layers, refined, biases, buffer: growingBuffer() };
+  const content: RewriteContent = {
+    files: filesOf(checkpoint, planned),
+    steps: new Map(planned.plan.rows.map((row) => {
+      const { info: { name, elements, byteLength: bytes }, file } = checkpoint.tensors.get(row.name)!;
+      const weights = row.action === "quantize" ? elements : 0;
+      const placed = { ...row, file: outputName(checkpoint, row.file) };
+      const digest = (between?: () => Promise<void>) => digestTensors(checkpoint, [name], between);
+      const run = async (sink: TensorSink) => {
+        const reader = new HashingReader(file);
+        const record = await rewriteTensor(placed, reader, sink, context);
+        return { ...record, sourceSha256: reader.digest(bytes) ?? await digest() };
+      };
+      return [name, { name, weights, bytes, run, digest }];
+    })),
+    solver: config.chosen && { name: config.solver, ...config.chosen },
+    refinement: refinementRecord(phases?.report.refinement),
+    *smallFiles(records, tensorFiles) {
+      if (run.options.shard !== undefined) return; // the merged checkpoint has them
+      yield* filesOfModel(run, planned, records, tensorFiles);
+      // Last: it carries the fingerprint of what is beside it.
+      if (phases?.model.timeParameters === undefined) return;
+      const folder = join(output.work, checkpoint.subfolder ?? "");
+      yield { name: outputName(checkpoint, SIDECAR_FILE), content: sidecarContent(folder, phases.model) };
+    },
+  };
+  const written = await output.write(content);
+  return {
+    ...reportOf(run, planned, output.path),
+    ...writtenReport(checkpoint, written),
+    phases: phases?.report,
+    backend: kernels.describe(),
+  };
+}
+
+/** The files of a whole model beside its weights: copies, the plan of the bits, config.json and the index. */
+export function* filesOfModel(
+  { checkpoint, config, options }: Pick<QuantizeRun, "checkpoint" | "config" | "options">,
+  { beside, bitPlan }: Pick<PlannedRun, "beside" | "bitPlan">,
+  records: readonly LayerRecord[],
+  tensorFiles: () => ReadonlyMap<string, string>,
+): Generator<SmallFile> {
+  yield* copies(beside, options);
+  if (bitPlan !== undefined) {
+    yield { name: outputName(checkpoint, PLAN_FILE), content: planText(bitPlan) };
+  }
+  yield {
+    name: outputName(checkpoint, "config.json"),
+    content: withQuantizationConfig(configText(checkpoint) ?? "{}\n", quantizationConfig(records, config)),
+  };
+  yield* indexFiles(checkpoint, records, tensorFiles);
+}
+
+/** What stands in the manifest: nothing that another run would not do again. */
+function refinementRecord(report: PhasesReport["refinement"]): RefinementRecord | undefined {
+  if (report === undefined) return undefined;
+  const { iterations, reason, kept, heldOutBefore, heldOutAfter } = report;
+  return { iterations, reason, kept, heldOutBefore, heldOutAfter };
+}
+
+/** The output folder that a run asks for. @throws {OutputError} when it is the input */
+export async function requestOutput(
+  run: QuantizeRun<Kernels | undefined>,
+  { plan, bitPlan, beside }: PlannedRun,
+  place: OutputPlace,
+): Promise<OutputRequest> {
+  const { checkpoint, config, calibration, kernels, loras, options: { signal, shard } } = run;
+  const isOwn = shard !== undefined && loras.length === 0 && readsStatistics(checkpoint, config);
+  const digested = isOwn ? plan.rows.map(({ name }) => name) : checkpoint.tensors.keys();
+  // A solved layer depends on weights of others, by sums that every instruction set rounds in its own order.
+  const solved = async () => ({
+    calibration_sha256: await calibration.digest(),
+    files_sha256: await digestBeside(beside),
+    instruction_set: kernels?.isa,
+    weights_sha256: kernels &&
+      await stoppable(
+        signal,
+        "repeat the command",
+        () => digestTensors(checkpoint, digested, () => pause(signal)),
+      ),
+  });
+  const settings = {
+    ...JSON.parse(canonicalConfig(config)),
+    ...(config.chosen === undefined ? {} : { solver: "auto" }),
+    ...(isCalibrated(config) ? await solved() : {}),
+    ...(loras.length === 0 ? {} : { loras: loras.map(({ sha256, scale }) => ({ sha256, scale })) }),
+    // A budget's plan follows from what is here already.
+    ...(bitPlan === undefined || measuresBits(config)
+      ? {}
+      : { bit_plan_layers: JSON.parse(planText(bitPlan)).layers }),
+    ...(shard === undefined ? {} : { shard: { ...shard, weights: isOwn ? "own" : "all" } }),
+  };
+  if (shard !== undefined) {
+    const files = [...new Set(plan.rows.map(({ file }) => file))];
+    const none = { copied: [], left: [] };
+    const request = outputRequest(checkpoint, place, { operation: "quantize", settings }, none, files);
+    return { ...request, beats: true };
+  }
+  const hasSidecar = wantsPhases(config) && config.enableTimeAware;
+  return outputRequest(checkpoint, place, { operation: "quantize", settings }, beside, [
+    ...checkpointFiles(checkpoint),
+    ...(bitPlan === undefined && !measuresBits(config) ? [] : [PLAN_FILE]),
+    ...(hasSidecar ? [SIDECAR_FILE] : []),
+  ]);
+}
+
+/**
+ * Opens the output folder of a run for `use`; a run that was stopped is gone on with where the request says
+ * so.
+ *
+ * @throws {CheckpointError} when a file would have more tensors than readers take
+ * @throws {OutputError} when the folder may not or cannot be written
+ */
+export async function withOutput<T>(
+  run: Pick<QuantizeRun, "checkpoint" | "config" | "options">,
+  planned: Pick<PlannedRun, "plan" | "bitPlan" | "beside">,
+  request: OutputRequest,
+  use: (output: Rewrite) => Promise<T>,
+): Promise<T> {
+  const { checkpoint, config, options } = run, { plan: { rows }, bitPlan, beside } = planned;
+  const files = filesOf(checkpoint, planned);
+  const isUnmeasured = measuresBits(config) && bitPlan === undefined;
+  const chosen = sum(rows.filter(isChosen).map((row) => row.bytesAfter));
+  const outputBytes = sum(rows.map((row) => row.bytesAfter)) +
+    (isUnmeasured ? budgetBytes(rows, config) - chosen : 0) +
+    sum(files.map((file) => file.reservedHeaderBytes + 8)) +
+    (options.shard === undefined ? sum(beside.copied.map(({ bytes }) => bytes)) : 0);
+  const job: RewriteJob = { request, files, outputBytes, failFast: config.failFast };
+  return await withRewrite(job, options, use);
+}
+
+/**
+ * The files of a plan's tensors: of a shard those that have some.
+ *
+ * @throws {CheckpointError} when one would have more tensors than readers take
+ */
+export function filesOf(checkpoint: Checkpoint, { plan }: Pick<PlannedRun, "plan">): RewriteJob["files"] {
+  const byFile = Map.groupBy(plan.rows, ({ file }) => file);
+  const isWhole = plan.rows.length === checkpoint.tensors.size;
+  return checkpoint.files.filter(({ name }) => isWhole || byFile.has(name)).map(
+    ({ name, file: { metadata } }) => {
+      const rows = byFile.get(name) ?? [], specs = widestSpecs(rows);
+      const reserved = reservedHeaderBytes(checkpoint, name, specs, metadata);
+      return {
+        name: outputName(checkpoint, name),
+        metadata,
+        reservedHeaderBytes: reserved,
+        tensors: rows.map((row) => row.name),
+      };
+    },
+  );
+}
+
+/** The entries that take most room in the header, whatever becomes of the tensors. */
+function* widestSpecs(rows: readonly PlanRow[]): Generator<TensorSpec> {
+  for (const row of rows) {
+    const { name, dtype, shape } = row;
+    if (row.action === "keep") yield { name, dtype, shape };
+    else yield* packedTensorSpecs(name, { ...matrixSizes(shape), ...formatOf(row, 8) });
+  }
+}
+
+export const reportOf = (
+  { checkpoint, config, kernels, loras, options: { shard } }: QuantizeRun<Kernels | undefined>,
+  { plan, beside }: PlannedRun,
+  output: string,
+) => ({
+  ...(loras.length === 0 ? {} : { loras }),
+  solver: { name: config.solver, why: config.chosen?.why },
+  input: checkpoint.path,
+  output,
+  modelKind: checkpoint.kind,
+  opensIn: shard === undefined
+    ? opensIn(checkpoint.kind, String(quantizationConfig(plan.rows, config)["quant_method"]))
+    : `nothing yet: arrowquant merge brings the ${shard.count} shards together`,
+  plan,
+  shard,
+  ...namesBeside(shard === undefined ? beside : { copied: [], left: [] }),
+  threads: kernels?.threads ?? threadCount(config.numThreads, "native"),
+});
