@@ -18,7 +18,7 @@ import type { Kernels } from "../native/mod.ts";
 import type { Rewrite } from "../output/rewrite.ts";
 import type { BitPlan } from "../plan/budget.ts";
 import { isTokenTable, type Plan } from "../plan/plan.ts";
-import { MemoryShares } from "./memory_shares.ts";
+import { MemoryShares } from "./forecast/memory_shares.ts";
 import { formatBytes, type RunOptions } from "../progress.ts";
 import type { Checkpoint } from "../tensor/mod.ts";
 

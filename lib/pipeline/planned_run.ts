@@ -10,7 +10,7 @@ import { MeasuredLayers } from "../solve/measured_layers.ts";
 import { budgetBytes, isChosen, planByBudget } from "../solve/sensitivity.ts";
 import { type Beside, filesBeside } from "./beside.ts";
 import { configuredPlan } from "./choose_solver.ts";
-import { announce } from "./forecast.ts";
+import { announce } from "./forecast/announce.ts";
 import { checkDivisible, dividePlan, shardSummary } from "./sharded_run.ts";
 import type { QuantizeRun } from "./open_run.ts";
 

@@ -278,8 +278,9 @@ class ModelSolver<Batch> {
     }
     for (let i = 0; i < layer.experts!; i++) {
       const part = expertLayer(layer, i), own = read.get(part.name);
-      const result = own &&
-        await this.#solveLayer(part, await this.#inputsOf(own), { ...stage, gathering: 0, format });
+      const inputs = own && await this.#inputsOf(own);
+      const result = inputs && await this.#solveLayer(part, inputs, { ...stage, gathering: 0, format });
+      if (inputs !== undefined) letGo(inputs);
       if (own !== undefined && result === undefined) return undefined; // not finite: the writing says so
       const weights = part.weights as DenseMatrix, { rows, cols } = weights;
       const byWeights = LAYER_SOLVERS[solver].withoutMoment;

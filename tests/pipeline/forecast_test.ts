@@ -8,9 +8,9 @@ import { InterruptedError, MemoryError } from "../../lib/errors.ts";
 import { loadModel } from "../../lib/models/mod.ts";
 import { openKernels } from "../../lib/native/mod.ts";
 import { chooseSolver } from "../../lib/pipeline/choose_solver.ts";
-import { CountedWork } from "../../lib/pipeline/counted_work.ts";
-import { announce } from "../../lib/pipeline/forecast.ts";
-import { MemoryShares } from "../../lib/pipeline/memory_shares.ts";
+import { announce, countRun } from "../../lib/pipeline/forecast/announce.ts";
+import { TimedWork } from "../../lib/pipeline/forecast/timed_work.ts";
+import { MemoryShares } from "../../lib/pipeline/forecast/memory_shares.ts";
 import { planQuantization, quantizeCheckpoint, type RunEvent } from "../../lib/pipeline/mod.ts";
 import { secondsText } from "../../lib/progress.ts";
 import { openCheckpoint } from "../../lib/tensor/mod.ts";
@@ -207,7 +207,7 @@ describe("time of calibrated work", () => {
         }),
       );
       const { rows } = planQuantization(checkpoint, config);
-      const stages = new CountedWork({ calibrated: small, checkpoint, rows, memoryBytes }).stages(config);
+      const stages = countRun({ calibrated: small, checkpoint, rows, memoryBytes }).stages(config);
       return stages.find(({ name }) => name === "phases")!.bytes;
     };
     // Values of all blocks, or of one where they would take more than a quarter of the limit.
@@ -235,9 +235,9 @@ describe("time of calibrated work", () => {
       const run = { checkpoint, config, kernels, memory: new MemoryShares(24e9) };
       const options = { onEvent: (event: RunEvent) => void events.push(event) };
       const { rows } = planQuantization(checkpoint, config);
-      const [few, many] = [500, 500_000].map((passes) => {
+      const [few, many] = [500, 5_000_000].map((passes) => {
         events.length = 0;
-        announce({ ...run, options }, large(0.1), rows, { positions: 1e5, passes, isRounded });
+        announce({ ...run, options }, large(0.1), rows, { positions: 2e6, passes, isRounded });
         const { stages } = events.find(({ kind }) => kind === "calibrate")!.data as {
           stages: { name: string; seconds: number }[];
         };
@@ -248,6 +248,23 @@ describe("time of calibrated work", () => {
       if (isRounded) expect(many).toBeGreaterThan(2 * few!); // all weights are rounded in each pass
     });
   }
+
+  test("has the layers left that no stopped run has solved", () => {
+    const config = chooseSolver(checkpoint, configOf({ solver: "feedback" }));
+    const { rows } = planQuantization(checkpoint, config), work = new TimedWork(kernels, small, checkpoint);
+    const secondsOf = (isSolved?: (candidate: number, name: string) => boolean) => {
+      const [solving] = countRun({ calibrated: small, checkpoint, rows, memoryBytes: 1e9, isSolved }).stages(
+        config,
+      );
+      return solving!.seconds(work);
+    };
+    const all = secondsOf(),
+      half = secondsOf((_, name) => name.includes("layers.0.")),
+      none = secondsOf(() => true);
+    expect(half).toBeLessThan(all);
+    expect(none).toBeLessThan(half);
+    expect(none).toBeGreaterThan(0); // states are taken through the solved blocks
+  });
 
   test("of a moment is not", () => {
     const data = { ...small.data, heldOut: [] };

@@ -3,19 +3,21 @@
  * settings would take, and memory and disk, which are refused where they do not suffice, with a setting for which
  * they do.
  */
-import type { OwnSampleWork } from "../calibration/own_samples.ts";
-import type { Solvable } from "../calibration/statistics/alone.ts";
-import { type ConfigInForce, hasBudget, isCalibrated, wantsPhases } from "../config/mod.ts";
-import { MemoryError, OutputError } from "../errors.ts";
-import { quote } from "../files/positional.ts";
-import { folderBytes, freeBytes } from "../files/whole.ts";
-import type { Kernels } from "../native/mod.ts";
-import type { PlanRow } from "../plan/plan.ts";
-import { formatBytes, type RunOptions, secondsText } from "../progress.ts";
-import { candidateCount } from "../solve/candidates.ts";
-import { hasSolvedLayer } from "../solve/solved_layers.ts";
-import type { Checkpoint } from "../tensor/mod.ts";
-import { CountedWork, type RunStage } from "./counted_work.ts";
+import type { OwnSampleWork } from "../../calibration/own_samples.ts";
+import type { Solvable } from "../../calibration/statistics/alone.ts";
+import { type ConfigInForce, hasBudget, isCalibrated, wantsPhases } from "../../config/mod.ts";
+import { MemoryError, OutputError } from "../../errors.ts";
+import { quote } from "../../files/positional.ts";
+import { folderBytes, freeBytes } from "../../files/whole.ts";
+import type { Kernels } from "../../native/mod.ts";
+import type { PlanRow } from "../../plan/plan.ts";
+import { formatBytes, type RunOptions, secondsText } from "../../progress.ts";
+import { candidateCount } from "../../solve/candidates.ts";
+import { hasSolvedLayer } from "../../solve/solved_layers.ts";
+import type { Checkpoint } from "../../tensor/mod.ts";
+import { CountedFiles } from "./counted_files.ts";
+import { CountedModel } from "./counted_model.ts";
+import type { CountedRun, CountedWork, RunStage } from "./counted_work.ts";
 import type { MemoryShares } from "./memory_shares.ts";
 import { TimedWork } from "./timed_work.ts";
 
@@ -63,8 +65,8 @@ export function announce(
   const isSolved = folder === undefined
     ? undefined
     : (candidate: number, name: string) => hasSolvedLayer(folder, candidate, name);
-  const counted = new CountedWork({ calibrated, checkpoint, rows, memoryBytes, measuredShare, isSolved });
-  const before = ownSamples === undefined
+  const counted = countRun({ calibrated, checkpoint, rows, memoryBytes, measuredShare, isSolved });
+  const before = ownSamples === undefined || !(counted instanceof CountedModel)
     ? []
     : [counted.ownSamples(ownSamples, () => memory.held.limitBytes)];
   const stages = [...before, ...counted.stages(config)], resident = memory.residentBytes;
@@ -117,6 +119,17 @@ export function announce(
     }`,
     data: { seconds, bytes, stages: parts, cheaper },
   });
+}
+
+/** A run that is counted before it begins. */
+export const countRun = (run: CountedRun): CountedWork =>
+  run.calibrated.kind === "layers" ? new CountedFiles(run, run.calibrated) : new CountedModel(run);
+
+/** The same with a part of the samples. */
+function countPart({ run }: CountedWork, share: number): CountedWork {
+  const { calibrated } = run, { data } = calibrated;
+  const fit = data.fit.slice(0, Math.ceil(data.fit.length * share));
+  return countRun({ ...run, calibrated: { ...calibrated, data: { ...data, fit } } as Solvable });
 }
 
 /**
@@ -184,13 +197,13 @@ function wayOut(
   counted: CountedWork,
   fits: (config: ConfigInForce, counted?: CountedWork) => boolean,
 ): string {
-  const { solverOptions } = config, { samples: given } = counted;
+  const { solverOptions } = config, { samples: given } = counted.run.calibrated.data;
   const once = { ...config, calibrationMode: "once" } as const;
   if (config.calibrationMode !== "once" && fits(once)) return "it fits with calibration_mode: once";
   const blocks = { ...config, solverOptions: { ...solverOptions, moment: "block" } } as const;
   if (solverOptions.moment !== "block" && fits(blocks)) return "it fits with solver_options.moment: block";
   for (let samples = 2 ** Math.ceil(Math.log2(given) - 1); samples >= 32; samples /= 2) {
-    if (fits(config, counted.withSamples(samples / given))) {
+    if (fits(config, countPart(counted, samples / given))) {
       return `it fits with --samples ${samples}`;
     }
   }

@@ -3,22 +3,22 @@
  * moments gathered, factored and solved on, weights packed and hashed.
  */
 import { createHash } from "node:crypto";
-import type { CalibrationPart } from "../calibration/mod.ts";
-import type { Solvable } from "../calibration/statistics/alone.ts";
-import type { Solver } from "../config/names.ts";
-import type { Blockwise, ImageBatch, SequenceBatch } from "../models/mod.ts";
-import { linearPackedInt8, quantizeActivations } from "../models/layers/int8.ts";
-import { RandomStream } from "../models/random.ts";
-import type { Kernels } from "../native/mod.ts";
-import { packedErrorStatistics, quantize, quantizeByWeights, type WeightSolver } from "../quant/mod.ts";
-import type { WeightFormat } from "../quant/packed/layout.ts";
-import { settingsFor } from "../quant/solvers/effort.ts";
-import { type FactoredMoment, factorMoments } from "../quant/solvers/factored_moment.ts";
-import { accumulateMoment, emptyMoments } from "../quant/solvers/moments.ts";
-import { solveLayer } from "../quant/solvers/solve_layer.ts";
-import type { SolverSettings } from "../quant/solvers/settings.ts";
-import type { Checkpoint } from "../tensor/mod.ts";
-import { tokenKl } from "../thermo/masked_transition.ts";
+import type { CalibrationPart } from "../../calibration/mod.ts";
+import type { Solvable } from "../../calibration/statistics/alone.ts";
+import type { Solver } from "../../config/names.ts";
+import type { Blockwise, ImageBatch, SequenceBatch } from "../../models/mod.ts";
+import { linearPackedInt8, quantizeActivations } from "../../models/layers/int8.ts";
+import { RandomStream } from "../../models/random.ts";
+import type { Kernels } from "../../native/mod.ts";
+import { packedErrorStatistics, quantize, quantizeByWeights, type WeightSolver } from "../../quant/mod.ts";
+import type { WeightFormat } from "../../quant/packed/layout.ts";
+import { settingsFor } from "../../quant/solvers/effort.ts";
+import { type FactoredMoment, factorMoments } from "../../quant/solvers/factored_moment.ts";
+import { accumulateMoment, emptyMoments } from "../../quant/solvers/moments.ts";
+import { solveLayer } from "../../quant/solvers/solve_layer.ts";
+import type { SolverSettings } from "../../quant/solvers/settings.ts";
+import type { Checkpoint } from "../../tensor/mod.ts";
+import { tokenKl } from "../../thermo/masked_transition.ts";
 
 /** Most columns, rows and inputs of a layer that is solved to be timed: wider ones take as many times longer. */
 const PROBE = { cols: 2048, rows: 384, manyRows: 768, tokens: 1024 };

@@ -1,8 +1,8 @@
 /** Memory of a run: its limit, and what of it weights and the states between stages may take. */
 import process from "node:process";
-import { BATCH_POSITIONS } from "../calibration/draw.ts";
-import { forwardCost, HeldWeights, modelConfig } from "../models/mod.ts";
-import type { Checkpoint } from "../tensor/mod.ts";
+import { BATCH_POSITIONS } from "../../calibration/draw.ts";
+import { forwardCost, HeldWeights, modelConfig } from "../../models/mod.ts";
+import type { Checkpoint } from "../../tensor/mod.ts";
 
 /** Part of the room that a forward pass may take with its values before it takes fewer positions at once. */
 const BATCH_SHARE = 1 / 8;
