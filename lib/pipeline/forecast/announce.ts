@@ -94,7 +94,7 @@ export function announce(
   }
   const bytes = resident + divide(memory, counted, stages);
   checkDisk(run, counted, calibrated, stages);
-  const timed = new TimedWork(kernels, calibrated, checkpoint);
+  using timed = new TimedWork(kernels, calibrated, checkpoint);
   const parts = stages.map((stage) => ({
     name: stage.name,
     seconds: stage.seconds(timed),

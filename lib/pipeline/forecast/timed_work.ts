@@ -10,6 +10,7 @@ import type { Blockwise, ImageBatch, SequenceBatch } from "../../models/mod.ts";
 import { linearPackedInt8, quantizeActivations } from "../../models/layers/int8.ts";
 import { RandomStream } from "../../models/random.ts";
 import type { Kernels } from "../../native/mod.ts";
+import { giveBack } from "../../quant/array_memory.ts";
 import { packedErrorStatistics, quantize, quantizeByWeights, type WeightSolver } from "../../quant/mod.ts";
 import type { WeightFormat } from "../../quant/packed/layout.ts";
 import { settingsFor } from "../../quant/solvers/effort.ts";
@@ -33,7 +34,7 @@ const MOST_TIMES = 9, ENOUGH_SECONDS = 0.05;
 /** Weights that are packed, and bytes that are hashed, to be timed. */
 const PACKED = { rows: 256, cols: 2048 }, HASHED_BYTES = 2 ** 22;
 /** Bytes that are read to be timed, at most. */
-const READ_BYTES = 2 ** 26;
+const READ_BYTES = 2 ** 24;
 /** Numbers that are copied to be timed. */
 const COPIED_ELEMENTS = 2 ** 18;
 /** Rows and columns of logits that are compared to be timed. */
@@ -65,7 +66,7 @@ interface MomentTimes {
 }
 
 /** Times of kinds of work, each measured when it is first asked for. */
-export class TimedWork {
+export class TimedWork implements Disposable {
   readonly #kernels: Kernels;
   readonly #calibrated: Solvable;
   readonly #checkpoint: Checkpoint;
@@ -74,6 +75,12 @@ export class TimedWork {
 
   constructor(kernels: Kernels, calibrated: Solvable, checkpoint: Checkpoint) {
     [this.#kernels, this.#calibrated, this.#checkpoint] = [kernels, calibrated, checkpoint];
+  }
+
+  /** Gives back the memory of moments that were made to be timed. */
+  [Symbol.dispose](): void {
+    for (const { moment } of this.#moments.values()) giveBack(moment.moment, moment.factor);
+    this.#moments.clear();
   }
 
   #once(key: string, measure: () => number): number {
@@ -132,6 +139,7 @@ export class TimedWork {
     moments.tokens = moments.weight = tokens;
     let moment: FactoredMoment;
     const factor = secondsOf(() => void (moment = factorMoments(kernels, moments)));
+    giveBack(x, moments.second);
     const times = { cols: own, moment: moment!, multiplyAdd: gathered / (tokens * own * own / 2), factor };
     this.#moments.set(own, times);
     return times;
@@ -160,7 +168,9 @@ export class TimedWork {
         const { moment } = this.#momentOf(own), weights = new Float32Array(count * own);
         new RandomStream(1).fillNormal(weights);
         const problem = { weights, rows: count, cols: own, moment, ...form, groupSize };
-        return secondsOf(() => solveLayer(this.#kernels, solver, problem, settings));
+        const seconds = secondsOf(() => solveLayer(this.#kernels, solver, problem, settings));
+        giveBack(weights);
+        return seconds;
       });
     const { rows: few, manyRows: many } = PROBE;
     if (form.codes === "trellis") {
@@ -240,9 +250,10 @@ export class TimedWork {
     const { tensors } = this.#checkpoint;
     const { name, byteLength } = [...tensors.values()].map(({ info }) => info)
       .reduce((a, b) => b.byteLength > a.byteLength ? b : a);
-    const content = new Uint8Array(Math.min(byteLength, READ_BYTES));
+    const content = new Uint8Array(Math.min(byteLength, READ_BYTES)), { length } = content;
     const seconds = this.#once("reading", () => secondsOf(() => this.#checkpoint.readInto(name, 0, content)));
-    return seconds * bytes / content.length;
+    giveBack(content);
+    return seconds * bytes / length;
   }
 
   /** Seconds of hashing so many bytes. */
