@@ -1,9 +1,10 @@
 /**
- * ArrowQuant quantizes diffusion models - language (Dream, LLaDA) and image (DiT) - to 2, 3, 4 or 8 bits and measures
- * the cost. Importing this module opens, reads and writes nothing.
+ * ArrowQuant quantizes diffusion models - language (Dream, LLaDA) and image (DiT) - to 2, 3, 4 or 8 bits and
+ * measures the cost. Importing this module opens, reads and writes nothing.
  *
- * More doors: `./time` (time groups and parameters), `./thermo` (transitions, losses, optimizer), `./phases` (the three
- * phases), `./eval` (metrics), `./analysis` (tables, charts, reports) and `./bench` (the suites of the benchmark).
+ * More doors: `./time` (time groups and parameters), `./thermo` (transitions, losses, optimizer), `./phases`
+ * (the three phases), `./eval` (metrics), `./analysis` (tables, charts, reports) and `./bench` (the suites of
+ * the benchmark).
  *
  * @example
  * ```ts
@@ -89,8 +90,8 @@ export {
 } from "./lib/models/mod.ts";
 
 /**
- * Tables, charts and reports: the door `./analysis`, not loaded unless called. It loads Arquero and Vega when they are
- * first needed.
+ * Tables, charts and reports: the door `./analysis`, not loaded unless called. It loads Arquero and Vega when
+ * they are first needed.
  *
  * @example
  * ```ts

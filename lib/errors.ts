@@ -94,10 +94,10 @@ const PlacedCalibrationError: PlacedError<"AQ_CALIBRATION"> = placedError(
 /** A file does not hold what its format promises: truncated, lying about sizes, unparsable. */
 export class FormatError extends PlacedFormatError {}
 
-/** A checkpoint is incomplete or not what the operation needs: missing shard, absent tensor, no model file. */
+/** A checkpoint is incomplete or not what the operation needs: a missing shard or tensor, no model. */
 export class CheckpointError extends PlacedCheckpointError {}
 
-/** Weights cannot be quantized as asked: NaN or infinity among them, or too large for a half-precision scale. */
+/** Weights cannot be quantized as asked: NaN, infinity, or too large for a half-precision scale. */
 export class WeightsError extends PlacedWeightsError {}
 
 /** The output cannot be written: exists, equals the input, no permission, no space. */

@@ -70,8 +70,9 @@ export interface RunOptions {
 }
 
 /**
- * Functions that long work of one thread calls now and then, set by whoever owns the process. `run`: where signals also stop
- * kernels (`catchSignals` of `openKernels`), throws once one has come. `beat`: a display shows that time goes on.
+ * Functions that long work of one thread calls now and then, set by whoever owns the process. `run`: where
+ * signals also stop kernels (`catchSignals` of `openKernels`), throws once one has come. `beat`: a display
+ * shows that time goes on.
  */
 export const stopCheck: { run: () => void; beat: (() => void) | undefined } = {
   run: () => {},
@@ -79,8 +80,8 @@ export const stopCheck: { run: () => void; beat: (() => void) | undefined } = {
 };
 
 /**
- * For loops of this language that run for longer than a moment, about every 100 microseconds: a handler of signals
- * is not called before they end.
+ * For loops of this language that run for longer than a moment, about every 100 microseconds: a handler of
+ * signals is not called before they end.
  *
  * @throws {InterruptedError} when a signal came that the kernels catch
  */

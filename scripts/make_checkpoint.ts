@@ -1,4 +1,4 @@
-/** `make_checkpoint.ts OUT`: a synthetic sharded BF16 checkpoint in the layout of a published model, for tests, timing and memory. */
+/** `make_checkpoint.ts OUT`: a synthetic sharded BF16 checkpoint in the layout of a published model. */
 import { createCipheriv } from "node:crypto";
 import { Buffer } from "node:buffer";
 import { existsSync, mkdirSync, readdirSync, statSync, truncateSync, writeFileSync } from "node:fs";
@@ -171,7 +171,7 @@ function writeHoles(
   truncateSync(path, 8 + header.length + end);
 }
 
-/** Seeded random bytes: the key stream of AES in counter mode, which processors make faster than any loop here. */
+/** Seeded random bytes: the key stream of AES in counter mode, faster than any loop here. */
 function randomBytes(seed: number): (bytes: number) => Uint8Array {
   const key = new Uint8Array(16);
   new DataView(key.buffer).setFloat64(0, seed, true);
@@ -180,7 +180,7 @@ function randomBytes(seed: number): (bytes: number) => Uint8Array {
   return (bytes) => cipher.update(zeros.subarray(0, bytes));
 }
 
-/** Norm weights are 1; everything else is Gaussian, matrices scaled by their inputs as trained ones about are. */
+/** Norm weights are 1; everything else is Gaussian, matrices scaled by their inputs. */
 function writeGaussian(
   writer: SafetensorsWriter,
   { name, shape }: TensorSpec,
@@ -208,7 +208,7 @@ function gaussianTable(deviation: number): Uint16Array {
   return toBfloat16(Float32Array.from(quantiles, (value) => value * deviation));
 }
 
-/** Acklam's rational approximation of the inverse normal distribution function, relative error below 1.2e-9. */
+/** Acklam's rational approximation of the inverse normal distribution, relative error below 1.2e-9. */
 function normalQuantile(p: number): number {
   if (p > 0.5) return -normalQuantile(1 - p);
   if (p < 0.02425) {

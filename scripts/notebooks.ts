@@ -73,7 +73,7 @@ function withoutPaths(text: string): string {
   return text.replace(new RegExp(`(?:${folders})/[^\\s"')<]*`, "g"), "…");
 }
 
-/** What is kept of a cell's outputs: of a chart its picture, which every viewer shows, and of all the text. */
+/** What is kept of a cell's outputs: a chart's picture, which every viewer shows, and all text. */
 function kept({ output_type, text, data, ...rest }: Output): Output {
   if (data === undefined) return { ...rest, output_type, text: withoutPaths(textOf(text)) };
   const isChart = "image/svg+xml" in data;
@@ -97,7 +97,8 @@ function withoutTimes(text: string): string {
 }
 
 /**
- * Cells that show something else than what is stored with them, as lines. A cell that shows nothing may have lost it.
+ * Cells that show something else than what is stored with them, as lines. A cell that shows nothing may have
+ * lost it.
  *
  * @param isSameMachine whether digits are to be compared too
  */

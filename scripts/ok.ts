@@ -120,8 +120,8 @@ function cudaTests(library: string): string[][] {
 }
 
 /**
- * The CUDA sources compiled for the host, with the emulator's headers in place of CUDA's: the library's tests, then
- * the driver against the oracle, plainly and under sanitizers.
+ * The CUDA sources compiled for the host, with the emulator's headers in place of CUDA's: the library's
+ * tests, then the driver against the oracle, plainly and under sanitizers.
  */
 function cudaHostChecks(work: string, sanitize: readonly string[]): string[][] {
   const oracle = join(work, "oracle-of-host.so");
@@ -181,10 +181,10 @@ const TOOLS = ["clang", "wasm-ld", "aarch64-linux-gnu-gcc", "qemu-aarch64", "nvc
 const NO_COMPILER = "no C compiler (cc, gcc or clang)";
 
 /**
- * Tests that Bun alone runs: what they promise is computed, by code and kernels that are the same in both runtimes.
- * Deno runs all others: of FFI, files, processes, streams, WebAssembly, packages and commands. That it computes the
- * same, tests/pipeline/runtimes_test.ts and tests/bench/phases/cost_test.ts see, in which Bun starts Deno: solvers,
- * phases and generation on whole models, compared byte by byte.
+ * Tests that Bun alone runs: what they promise is computed, by code and kernels that are the same in both
+ * runtimes. Deno runs all others: of FFI, files, processes, streams, WebAssembly, packages and commands. That
+ * it computes the same, tests/pipeline/runtimes_test.ts and tests/bench/phases/cost_test.ts see, in which Bun
+ * starts Deno: solvers, phases and generation on whole models, compared byte by byte.
  */
 const BUN_ALONE = [
   "tests/architecture_test.ts",

@@ -252,7 +252,7 @@ function warnOfLaterKeys(origins: Readonly<Record<string, string>>, log: (line: 
   }
 }
 
-/** Configuration keys that options set, each with the option's name. @throws {ConfigError} on a bad list of phases */
+/** Configuration keys that options set, with the options' names. @throws {ConfigError} on bad phases */
 function overridesOf(
   { values, lists }: Options,
 ): Required<Pick<ConfigOverrides, "overrides" | "overrideSources">> {

@@ -163,8 +163,8 @@ export function run(
 }
 
 /**
- * Starts a command and sends it a signal after some milliseconds, or once `when` holds for what it printed on stderr.
- * Resolves to its exit code or the signal that ended it.
+ * Starts a command and sends it a signal after some milliseconds, or once `when` holds for what it printed on
+ * stderr. Resolves to its exit code or the signal that ended it.
  */
 export function runAndSignal(
   script: string,

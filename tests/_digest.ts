@@ -3,8 +3,9 @@ import { createHash, type Hash } from "node:crypto";
 import type { PhaseModel } from "../lib/phases/context.ts";
 
 /**
- * SHA-256, in hex, of everything that the pipeline stores of a model: codes, scales, zero points, biases and θ with its groups' boundaries.
- * Two runs that print the same digest chose the same bytes, whatever the runtime.
+ * SHA-256, in hex, of everything that the pipeline stores of a model: codes, scales, zero points, biases and
+ * θ with its groups' boundaries. Two runs that print the same digest chose the same bytes, whatever the
+ * runtime.
  */
 export function modelDigest({ weights, biases, timeParameters }: PhaseModel): string {
   const hash = createHash("sha256");

@@ -1,7 +1,8 @@
 /**
- * `_doors_walk.ts BACKEND SEED CALLS FOLDER`: calls every function, and every method of every class, of every door
- * with wrong arguments. Arrays lie between canaries, and on Linux in front of forbidden pages. Names each call in FOLDER/last before it, so that a call that
- * ends the process or never returns is known; prints one JSON object.
+ * `_doors_walk.ts BACKEND SEED CALLS FOLDER`: calls every function, and every method of every class, of every
+ * door with wrong arguments. Arrays lie between canaries, and on Linux in front of forbidden pages. Names
+ * each call in FOLDER/last before it, so that a call that ends the process or never returns is known; prints
+ * one JSON object.
  */
 import { Buffer } from "node:buffer";
 import { cpSync, mkdtempSync, writeFileSync } from "node:fs";
@@ -32,8 +33,8 @@ const TYPES = [
 ] as const;
 
 /**
- * An array behind a canary, and in front of a page that nobody may touch or of another canary; its byte offset is one
- * that its type allows and no larger one does.
+ * An array behind a canary, and in front of a page that nobody may touch or of another canary; its byte
+ * offset is one that its type allows and no larger one does.
  */
 function between(Type: (typeof TYPES)[number], length: number, shared = false) {
   const bytes = length * Type.BYTES_PER_ELEMENT, before = MARGIN + Type.BYTES_PER_ELEMENT;

@@ -26,8 +26,8 @@ const INSTRUCTION_SETS: InstructionSet[] = ["scalar", "avx2", "avx512", "neon", 
 const INT8_INSTRUCTION_SETS: InstructionSet[] = ["avx512_vnni", "neon_dot"];
 
 /**
- * Every backend and instruction set that opens here; a native library only where there is one. In Deno those that it
- * takes by default, and the first one's scalar kernels: what the others compute, no runtime changes.
+ * Every backend and instruction set that opens here; a native library only where there is one. In Deno those
+ * that it takes by default, and the first one's scalar kernels: what the others compute, no runtime changes.
  */
 export function allKernels(): Promise<{ name: string; kernels: Kernels }[]> {
   return kernelsOf(INSTRUCTION_SETS);

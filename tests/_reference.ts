@@ -1,6 +1,7 @@
 /**
- * The models' forward passes written down a second time: plain loops in float64 over plain arrays, from the papers and tests/models/README.md,
- * sharing no code with lib/models. The oracle for sizes that the golden files do not have.
+ * The models' forward passes written down a second time: plain loops in float64 over plain arrays, from the
+ * papers and tests/models/README.md, sharing no code with lib/models. The oracle for sizes that the golden
+ * files do not have.
  */
 import type { Kernels } from "../lib/native/mod.ts";
 import { convertFloats, dequantize } from "../lib/quant/mod.ts";

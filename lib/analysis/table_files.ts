@@ -52,8 +52,8 @@ export async function encodeTable(
 }
 
 /**
- * The table that a file's bytes hold. Arrow and Parquet are taken apart on another thread, which is ended where
- * it takes longer, or more memory, than a table of that size can.
+ * The table that a file's bytes hold. Arrow and Parquet are taken apart on another thread, which is ended
+ * where it takes longer, or more memory, than a table of that size can.
  *
  * @throws {FormatError} when they do not hold this table in this version
  */
@@ -127,7 +127,7 @@ const WATCH_MILLISECONDS = 20;
 /** Answer of the thread: columns, or the reason why there are none. */
 export type TableAnswer = { readonly columns: NamedColumns } | { readonly reason: string };
 
-/** {@linkcode columnsOfBytes} on another thread; here where the module of threads is not there, as in a bundle. */
+/** {@linkcode columnsOfBytes} on another thread; here where there are none, as in a bundle. */
 export async function columnsOnThread(request: TableBytes, limits = DECODE_LIMITS): Promise<NamedColumns> {
   const place = new URL(`./table_thread.${import.meta.url.endsWith(".ts") ? "ts" : "js"}`, import.meta.url);
   if (place.protocol === "file:" && !existsSync(place)) return await columnsOfBytes(request);
@@ -198,7 +198,7 @@ export async function readTable(path: string, name: TableName): Promise<ColumnTa
 /** A file that parses but is not the table. */
 class TableFault extends Error {}
 
-/** Refuses another table, another version, columns that are not this table's, and a lack of those it always had. */
+/** Refuses another table or version, and columns that this table has not, or lacks. */
 function checkHeader(
   name: TableName,
   columns: readonly string[],
@@ -345,8 +345,8 @@ function csvText(name: TableName, columns: Columns): string {
 }
 
 /**
- * The beginning of a text that a spreadsheet would take for a formula. It is written behind an apostrophe, and so is
- * one that already has apostrophes there, so that reading takes away what writing put there.
+ * The beginning of a text that a spreadsheet would take for a formula. It is written behind an apostrophe,
+ * and so is one that already has apostrophes there, so that reading takes away what writing put there.
  */
 const FORMULA = /^'*[=+\-@\t\r]/;
 const numberText = (cell: Cell) => Object.is(cell, -0) ? "-0" : String(cell);

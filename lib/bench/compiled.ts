@@ -1,4 +1,4 @@
-/** C of the bench (kernels/bench), compiled when it runs and opened over FFI; no part of the kernels' library. */
+/** C of the bench (kernels/bench), compiled when it runs; no part of the kernels' library. */
 import { spawnSync } from "node:child_process";
 import { existsSync } from "node:fs";
 import { join } from "node:path";
@@ -7,7 +7,7 @@ import { fileURLToPath } from "node:url";
 import { findCompiler } from "../native/library.ts";
 import { type Declaration, type Opened, type Opener, opener } from "./ggml.ts";
 
-/** Compiles kernels/bench/`name`.c into `folder` and opens it. @returns its functions, or why there are none */
+/** Compiles kernels/bench/`name`.c and opens it. @returns its functions, or why there are none */
 export async function openCompiled(
   folder: string,
   name: string,

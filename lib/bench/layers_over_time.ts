@@ -29,9 +29,9 @@ export function readStored(folder: string): Pick<PhaseModel, "weights" | "timePa
 }
 
 /**
- * The relative output error of every layer of a quantized folder in every time group, on held-out calibration data of
- * its original: those that the configuration names, or lie beside it, or synthetic ones. No errors where the
- * configuration names saved statistics, which hold nothing out.
+ * The relative output error of every layer of a quantized folder in every time group, on held-out calibration
+ * data of its original: those that the configuration names, or lie beside it, or synthetic ones. No errors
+ * where the configuration names saved statistics, which hold nothing out.
  *
  * @throws {CheckpointError} when the original cannot be run here
  */

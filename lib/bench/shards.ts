@@ -1,4 +1,4 @@
-/** Parts of a bench run for tasks that share nothing: a model at one width of codes, or one packed folder of it, each. */
+/** Parts of a bench run for tasks that share nothing: a model at one width, or a packed folder, each. */
 import { CALIBRATED_SOLVERS } from "../config/names.ts";
 import { ConfigError } from "../errors.ts";
 import { nameOfPath } from "../files/whole.ts";

@@ -1,6 +1,6 @@
 /**
- * One pass of the full-precision model over calibration data, with what every layer reads added to calibration
- * statistics: of all layers, or a run of blocks at a time where all would take too much memory.
+ * One pass of the full-precision model over calibration data, with what every layer reads added to
+ * calibration statistics: of all layers, or a run of blocks at a time where all would take too much memory.
  */
 import { CalibrationError } from "../errors.ts";
 import type { Blockwise, LayerObserver } from "../models/mod.ts";
@@ -51,7 +51,7 @@ const BYTES_AT_ONCE = 2 * 2 ** 30;
 export interface RunsOptions extends CollectOptions {
   /** Bytes of the statistics of a run of blocks, unless one block takes more; default 2 GiB. */
   readonly bytesAtOnce?: number | undefined;
-  /** Runs of blocks that a stopped pass has finished, and what it has of the next one: statistics and number of parts. */
+  /** Runs of blocks that a stopped pass has finished, and the statistics and parts of the next one. */
   readonly start?: {
     readonly runs: number;
     readonly statistics?: CalibrationStatistics | undefined;
@@ -74,8 +74,8 @@ export async function collectStatistics(
 }
 
 /**
- * {@linkcode collectStatistics}, a run of blocks after the other: what one holds is free before the next one begins.
- * Hidden states of all data are kept meanwhile.
+ * {@linkcode collectStatistics}, a run of blocks after the other: what one holds is free before the next one
+ * begins. Hidden states of all data are kept meanwhile.
  *
  * @throws as {@linkcode collectStatistics}
  */

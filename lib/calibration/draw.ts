@@ -12,9 +12,9 @@ import type { OwnSamples } from "./own_samples.ts";
 /** Every eighth record is held out: nothing is solved on it, and it chooses between candidates. */
 const HELD_OUT = 8;
 /**
- * Held-out samples, as part of the others and at least: rare large errors decide their mean. The least is fewer where
- * samples are long: positions cost time, and of sequences are what is averaged. Where a pass takes minutes half as many
- * do: most such models are solved once, and nothing is chosen by them.
+ * Held-out samples, as part of the others and at least: rare large errors decide their mean. The least is
+ * fewer where samples are long: positions cost time, and of sequences are what is averaged. Where a pass
+ * takes minutes half as many do: most such models are solved once, and nothing is chosen by them.
  */
 const HELD_OUT_SHARE = 0.5,
   COSTLY_HELD_OUT_SHARE = 0.25,
@@ -35,8 +35,8 @@ export interface SampleBounds {
 }
 
 /**
- * Samples to solve on where none are asked for: 512, fewer where a pass over them costs more than is allowed; and
- * whether it does.
+ * Samples to solve on where none are asked for: 512, fewer where a pass over them costs more than is allowed;
+ * and whether it does.
  *
  * @param positions of a sample
  * @param cost multiplications with an addition of a pass over a sample
@@ -65,8 +65,8 @@ export interface CalibrationPart<Batch> {
 
 export interface CalibrationSet<Batch> {
   /**
-   * Samples whose second moments are summed up in float32: sums of chunks are added in double, so that a pass that is
-   * divided between chunks has the same bytes. By default all are one chunk.
+   * Samples whose second moments are summed up in float32: sums of chunks are added in double, so that a pass
+   * that is divided between chunks has the same bytes. By default all are one chunk.
    */
   readonly chunk?: number | undefined;
   /** Where the data come from, for reports. */
@@ -94,7 +94,8 @@ export interface CalibrationOptions {
   /** What the model made itself. */
   readonly own?: OwnSamples | undefined;
   /**
-   * Sequences or noised images; records are used again, with other masks and noise, when there are fewer. By default
+   * Sequences or noised images; records are used again, with other masks and noise, when there are fewer. By
+   * default
    * {@linkcode usualSamples}.
    */
   readonly samples?: number | undefined;
@@ -187,12 +188,12 @@ function heldOutSamples(samples: number, positions: number, { share = 0, isCostl
   return Math.max(isCostly ? 1 : least, Math.ceil(samples * Math.max(share, usual)));
 }
 
-/** Positions of a chunk at most, chunks that are wanted, and fewer of them where each would have few positions. */
+/** Most positions of a chunk, chunks that are wanted, and fewer where each would be short. */
 const CHUNK_POSITIONS = 4096, CHUNKS = 32, FEW_CHUNKS = 8, FEW_POSITIONS = 512;
 
 /**
- * Samples of a chunk, a power of two: of many positions, as adding it to a float64 moment takes as long as some 80
- * positions (docs/decisions.md), and few enough that tasks can share the pass.
+ * Samples of a chunk, a power of two: of many positions, as adding it to a float64 moment takes as long as
+ * some 80 positions (docs/decisions.md), and few enough that tasks can share the pass.
  */
 function chunkSamples(samples: number, positions: number): number {
   const wanted = Math.max(samples / CHUNKS, Math.min(samples / FEW_CHUNKS, FEW_POSITIONS / positions));

@@ -28,9 +28,9 @@ export interface HeldOutOptions {
 }
 
 /**
- * Measures models with other weights against full precision on the held-out part of calibration data. All of it goes
- * through a block before the next one, so that each block's weights are read once; what full precision makes of the
- * last block is kept for further models.
+ * Measures models with other weights against full precision on the held-out part of calibration data. All of
+ * it goes through a block before the next one, so that each block's weights are read once; what full
+ * precision makes of the last block is kept for further models.
  */
 export class HeldOutMeter {
   readonly #distance: (weights: Weights) => Promise<number>;
@@ -52,8 +52,8 @@ export class HeldOutMeter {
   }
 
   /**
-   * Mean KL at masked positions in nats for sequences, mean ‖ε̂ − ε‖² / ‖ε‖² for images; NaN where nothing was held
-   * out.
+   * Mean KL at masked positions in nats for sequences, mean ‖ε̂ − ε‖² / ‖ε‖² for images; NaN where nothing
+   * was held out.
    */
   distance(weights: Weights): Promise<number> {
     return this.#distance(weights);
@@ -116,7 +116,7 @@ class HeldOutRuns<Batch> {
   }
 }
 
-/** KL(full ‖ other) of each masked position; one NaN for a candidate that overflows: it loses, it ends no run. */
+/** KL(full ‖ other) of each masked position; one NaN for a candidate that overflows: it loses. */
 function maskedKl(
   model: MaskedTransformer,
   shift: number,

@@ -27,8 +27,8 @@ import {
 import type { OwnTrajectories } from "./own_samples.ts";
 
 /**
- * A pass over the samples of a large model takes a few minutes. There are more of them than of sequences: layers that
- * read the timestep and the class have one input a sample.
+ * A pass over the samples of a large model takes a few minutes. There are more of them than of sequences:
+ * layers that read the timestep and the class have one input a sample.
  */
 const BOUNDS: SampleBounds = { multiplyAdds: 1e13, least: 64 };
 /** Part of the images that are shown without their class, as classifier-free guidance shows them. */

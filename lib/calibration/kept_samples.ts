@@ -15,7 +15,7 @@ export class KeptSamples {
   readonly #identity: string;
   readonly #names: ReadonlySet<string>;
 
-  /** @param identity of the run: what another one has left counts as absent, and so does what is not as it was written */
+  /** @param identity of the run: what another one has left counts as absent, as does what was changed */
   constructor(folder: string, identity: string) {
     [this.#folder, this.#identity] = [folder, identity];
     this.#names = new Set(listFolder(folder).filter((name) => name.startsWith(OWN_PREFIX)));

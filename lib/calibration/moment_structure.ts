@@ -1,6 +1,6 @@
 /**
- * What is kept of the second moment of a layer's inputs: as settings ask for it or, by default, as width, memory and
- * the number of different inputs allow.
+ * What is kept of the second moment of a layer's inputs: as settings ask for it or, by default, as width,
+ * memory and the number of different inputs allow.
  */
 import { CalibrationError } from "../errors.ts";
 import { FINE_BITS } from "../quant/solvers/effort.ts";
@@ -9,11 +9,11 @@ import { type InputMoments, narrowMoments } from "../quant/solvers/moments.ts";
 import type { MomentSettings } from "../quant/solvers/settings.ts";
 import type { WeightFormat } from "../quant/packed/layout.ts";
 
-/** Widest moment that is kept whole by default: products with a wider one take hours for a model of 7 B weights. */
+/** Widest moment that is kept whole by default: products with a wider one take hours for 7 B weights. */
 export const MAX_FULL_COLUMNS = 8192;
 /**
- * Matrices of a whole moment at once, in float32: it and the sums of what its inputs lost, each in double and with a chunk
- * while they are gathered.
+ * Matrices of a whole moment at once, in float32: it and the sums of what its inputs lost, each in double and
+ * with a chunk while they are gathered.
  */
 const FULL_MATRICES = 6;
 /** Most of the memory that those may take. */
@@ -23,8 +23,9 @@ const FULL_SHARE = 0.5;
 const BLOCK_POSITIONS = 2;
 
 /**
- * Columns that are solved together of saved blocks where all layers have {@linkcode FINE_BITS} or more: error feedback
- * takes a third of the time that it takes with blocks of 1024, for an error 8 % higher (docs/solvers.md).
+ * Columns that are solved together of saved blocks where all layers have {@linkcode FINE_BITS} or more: error
+ * feedback takes a third of the time that it takes with blocks of 1024, for an error 8 % higher
+ * (docs/solvers.md).
  */
 const FINE_BLOCK = 256;
 

@@ -1,6 +1,7 @@
 /**
- * Calibration data that a model makes itself (`--calibrate self`): sequences that a language model writes with its
- * sampler, and states on an image model's own trajectories. Seeded; what it costs is bounded and said.
+ * Calibration data that a model makes itself (`--calibrate self`): sequences that a language model writes
+ * with its sampler, and states on an image model's own trajectories. Seeded; what it costs is bounded and
+ * said.
  */
 import {
   drawPuzzle,
@@ -78,7 +79,7 @@ const ROUNDED_SHARE = 0.5;
 const STEPS = 32;
 /** Positions that run together: the same for any memory, as sums depend on them. */
 export const OWN_BATCH_POSITIONS = 2048;
-/** Logits that they may have: weights are read and rounded again for each batch, so few sequences take long. */
+/** Logits that they may have: weights are rounded again for each batch, so few sequences take long. */
 export const OWN_BATCH_LOGITS = 2 ** 27;
 /** Work that is shorter is not announced. */
 const ANNOUNCED_SECONDS = 2;
@@ -355,7 +356,7 @@ async function openingsOf(
   };
 }
 
-/** Tokens in front of a question and between it and the answer, by the chat template; undefined without one. */
+/** Tokens before a question, and between it and the answer, by the chat template, if there is one. */
 async function chatFrame(tokenizer: Tokenizer) {
   const question = "Question";
   let text: string;

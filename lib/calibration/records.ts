@@ -27,7 +27,7 @@ const MAX_CALIBRATION_TOKENS = 2 ** 26;
 export interface Sequence {
   readonly tokens: Int32Array;
   readonly start: number;
-  /** A token: 0 where its label says that it is not predicted; undefined where labels say nothing of the kind. */
+  /** A token: 0 where its label says that it is not predicted; undefined where labels do not say. */
   readonly labelled?: Uint8Array | undefined;
 }
 

@@ -170,10 +170,11 @@ export function saveMerged(
 }
 
 /**
- * Merges files of statistics into one: parts of one pass, or passes over different data. The order of the files does not
- * matter: parts are added up by number, passes by identity.
+ * Merges files of statistics into one: parts of one pass, or passes over different data. The order of the
+ * files does not matter: parts are added up by number, passes by identity.
  *
- * @throws {CalibrationError | FormatError} when parts are missing or there twice, or the files do not belong together
+ * @throws {CalibrationError | FormatError} when parts are missing or there twice, or the files do not belong
+ * together
  * @throws {OutputError} when there is another file
  */
 export function mergeStatisticsFiles(
@@ -235,8 +236,8 @@ interface Collected {
 }
 
 /**
- * Collects statistics, and keeps them on disk on the way: a stopped pass is resumed. Runs of blocks that are finished
- * lie in separate files, and are read from there in the end.
+ * Collects statistics, and keeps them on disk on the way: a stopped pass is resumed. Runs of blocks that are
+ * finished lie in separate files, and are read from there in the end.
  */
 async function collectResumably(
   calibrated: Calibrated,
@@ -315,7 +316,7 @@ async function collectResumably(
   return { statistics: joined(names, fingerprint), files: [...names, progress] };
 }
 
-/** Statistics of files of different layers of one pass, whose second moments are read when they are asked for. */
+/** Statistics of files of different layers of one pass; second moments are read when asked for. */
 function joined(paths: readonly string[], fingerprint: string): CalibrationStatistics {
   const all = paths.map((path) => readCalibrationStatistics(path, { fingerprint }, 0).statistics),
     [first] = all;

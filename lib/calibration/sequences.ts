@@ -104,12 +104,12 @@ function maskedBatch(
   };
 }
 
-/** Held-out sequences, as part of the others, and multiplications with an addition that a pass over them may take. */
+/** Held-out sequences, as part of the others, and multiply-adds that a pass over them may take. */
 const HELD_OUT_SHARE = 3, HELD_OUT_MULTIPLY_ADDS = 1e11;
 
 /**
- * A few positions make up most of a KL: it tells candidates apart only over many sequences. There are more of them
- * where they cost a second or two.
+ * A few positions make up most of a KL: it tells candidates apart only over many sequences. There are more of
+ * them where they cost a second or two.
  */
 function heldOutShare(
   { kind, model: { config } }: Exclude<LoadedModel, { readonly kind: "dit" }>,

@@ -30,8 +30,8 @@ export function calibrationBeside(folder: string): string | undefined {
 }
 
 /**
- * The calibration data of a configuration: the file that it names, what lies beside the checkpoint, or `self`,
- * what the model makes itself.
+ * The calibration data of a configuration: the file that it names, what lies beside the checkpoint, or
+ * `self`, what the model makes itself.
  */
 export const calibrationSource = ({ folder, root }: Checkpoint, { calibrationData }: Config): string =>
   calibrationData ?? calibrationBeside(folder) ?? calibrationBeside(root) ?? "self";

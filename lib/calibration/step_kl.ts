@@ -207,7 +207,7 @@ export function maskedRows(
   return Int32Array.from(rows);
 }
 
-/** `ω_t ‖Δ prediction‖²` of each image, and the same of its variance channels where they are learned. */
+/** `ω_t ‖Δ prediction‖²` of each image, and of its variance channels where they are learned. */
 export function imageStepKl(
   { config, imageElements }: Pick<DitModel, "config" | "imageElements">,
   transitions: TransitionComputer,

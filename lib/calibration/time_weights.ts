@@ -67,7 +67,8 @@ export function timeWeights(
  * Calibration data that count by the weights of a model's own axis: {@linkcode timeWeights} and
  * {@linkcode weightByTime} in one; of statistics alone each time group counts by the mean weight of its bins.
  *
- * @throws {CalibrationError} when a noise schedule is needed and not known, or there are neither data nor statistics
+ * @throws {CalibrationError} when a noise schedule is needed and not known, or there are neither data nor
+ * statistics
  */
 export function withTimeWeights<C extends Solvable>(calibrated: C, settings: TimeWeightSettings): C {
   const { data: { axis, scheduler, fit }, statistics } = calibrated;

@@ -50,7 +50,7 @@ function* contradictions(config: Config, from: (key: string) => string): Generat
   if (hasTimeScales && (scaleBits !== 16 || isOffset)) yield ["time_scales", `shared with ${from(own)}`];
 }
 
-/** Rules of trellis codes, which have a scale and an offset a group and are searched on what a layer reads. */
+/** Rules of trellis codes: a scale and an offset a group, searched on what a layer reads. */
 function* ofTrellis(config: Config, from: (key: string) => string): Generator<Contradiction> {
   const why = `with ${from("codes")}`;
   if (config.solver !== "best" && config.solver !== "auto") yield ["solver", `best or auto ${why}`];
@@ -126,7 +126,7 @@ export function throwProblems(problems: readonly ConfigProblem[]): void {
   throw new ConfigError(`Cannot use configuration: ${count}\n${lines.join("\n")}`, problems);
 }
 
-/** A short text for any value; never descends, so aliases that expand to gigabytes or a cycle cost nothing. */
+/** A short text for any value; never descends, so aliases that expand to gigabytes cost nothing. */
 export function preview(value: unknown): string {
   if (typeof value === "string") return quoted(value.length > 80 ? `${value.slice(0, 79)}…` : value);
   if (Array.isArray(value)) return `a list of ${value.length}`;

@@ -63,7 +63,7 @@ export function layerBitWidth({ layerBitWidths }: Config, tensor: string): Layer
 export const layerType = ({ layerTypes }: Config, tensor: string): string | undefined =>
   byName(layerTypes, tensor)[0];
 
-/** What a map by names or patterns has for a tensor: its own name's alone, or those of all patterns that fit. */
+/** What a map by names or patterns has for a tensor: its own name's, or those of all patterns that fit. */
 function byName<V>(map: Readonly<Record<string, V>>, tensor: string): V[] {
   for (const name of [tensor, layerName(tensor)]) {
     if (Object.hasOwn(map, name)) return [map[name]!];

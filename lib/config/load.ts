@@ -83,7 +83,7 @@ function isTooDeep(value: unknown, depth = 0): boolean {
   return depth === MAX_DEPTH || Object.values(value).some((inner) => isTooDeep(inner, depth + 1));
 }
 
-/** Plain errors: a picture of the line for each of 80 000 takes gigabytes; and no warnings past this module. */
+/** Plain errors: a picture of the line for each of 80 000 takes gigabytes; and no warnings. */
 function yamlOptions() {
   let comparisons = 0;
   const uniqueKeys = (a: { readonly value?: unknown } | null, b: typeof a) => {

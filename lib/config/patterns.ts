@@ -1,6 +1,6 @@
 /**
- * Name patterns whose matching ends soon: JavaScript's regular expressions with flag `u`, without back references.
- * A backtracking engine may try for years what a file from a stranger asks for.
+ * Name patterns whose matching ends soon: JavaScript's regular expressions with flag `u`, without back
+ * references. A backtracking engine may try for years what a file from a stranger asks for.
  */
 
 /** A compiled pattern. */
@@ -13,7 +13,7 @@ export interface NamePattern {
 const MAX_COUNT = 1000;
 /** Characters that a part of a pattern remembers. */
 const MAX_KNOWN = 256;
-/** Steps that a backtracking engine may take for one name; where they may be more, sets of places are matched. */
+/** Steps that a backtracking engine may take for a name; beyond them sets of places are matched. */
 const MAX_STEPS = 1e6;
 
 /** A set of places in a name: bit `i` is the place in front of character `i`. */

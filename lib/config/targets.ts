@@ -25,8 +25,8 @@ const WORDS = { groupSize: 32, usual: 128, zeroPoint: "symmetric", block: 32 } a
 const AFFINE = { groupSize: 32, usual: 64, zeroPoint: "real", scaleBits: OFFSET_BITS, block: 32 } as const;
 
 /**
- * Grids by the type's name in the program. What follows a type is llama.cpp's own table of fallbacks, with Q4_1 for
- * its Q5_0: codes here have no 5 bits.
+ * Grids by the type's name in the program. What follows a type is llama.cpp's own table of fallbacks, with
+ * Q4_1 for its Q5_0: codes here have no 5 bits.
  */
 export const GRIDS: Readonly<Record<string, Grid>> = {
   Q2_K: { bits: 2, groupSize: 16, zeroPoint: "real", scaleBits: 4, block: 256, next: "Q4_0" },

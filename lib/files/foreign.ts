@@ -36,7 +36,7 @@ const BY_CONTENT: readonly (readonly [RegExp, string])[] = [
   ],
 ];
 
-/** Describes a file of another format by its name, with the way out; undefined where the name says nothing. */
+/** Describes a file of another format by its name, with the way out; undefined where it cannot. */
 export function foreignName(name: string): string | undefined {
   return BY_NAME.find(([pattern]) => pattern.test(name))?.[1];
 }

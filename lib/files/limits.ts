@@ -1,7 +1,8 @@
 /**
- * Limits that the system sets this process: memory, processors, processor time. On Linux control groups of both
- * versions count, up to the root of their hierarchy, and what a limit's page cache takes is free: the kernel gives
- * it back. Without `/proc` (macOS, Deno without the permission to read) there is less to know, and nothing fails.
+ * Limits that the system sets this process: memory, processors, processor time. On Linux control groups of
+ * both versions count, up to the root of their hierarchy, and what a limit's page cache takes is free: the
+ * kernel gives it back. Without `/proc` (macOS, Deno without the permission to read) there is less to know,
+ * and nothing fails.
  */
 import { readFileSync } from "node:fs";
 import { availableParallelism, freemem, totalmem } from "node:os";
@@ -17,7 +18,7 @@ export interface Limits {
   readonly processors: number;
   /** The tightest quota of processors and where it stands; undefined without any. */
   readonly quota: { readonly processors: number; readonly path: string } | undefined;
-  /** Seconds of processor time after which the system ends it (`ulimit -t`); undefined without such a limit. */
+  /** Seconds of processor time after which the system ends it (`ulimit -t`); undefined without one. */
   readonly processorSeconds: number | undefined;
 }
 
@@ -143,7 +144,8 @@ const least = <T>(values: readonly T[], of: (value: T) => number): T | undefined
 /** Bytes that the machine has left, where `/proc` does not say. */
 function machineBytes(): number {
   if (!isGranted({ name: "sys", kind: "systemMemoryInfo" })) return Infinity;
-  // Elsewhere "free" leaves out what the system would give back at once: there only what can never fit is known.
+  // Elsewhere "free" leaves out what the system would give back at once: there only what can never fit is
+  // known.
   return process.platform === "linux" ? freemem() : totalmem();
 }
 

@@ -1,6 +1,6 @@
 /**
- * Whose the files of the cache are: native code is opened only where nobody but this user, or root, can have written
- * it. Windows has neither owners nor modes of this kind: there nothing is looked at.
+ * Whose the files of the cache are: native code is opened only where nobody but this user, or root, can have
+ * written it. Windows has neither owners nor modes of this kind: there nothing is looked at.
  */
 import {
   chmodSync,
@@ -43,7 +43,7 @@ const describe = (stat: Stats): string =>
     octal(stat)
   }`;
 
-/** Checks the cache and a folder in it, where they are there. @throws {KernelError} where others can write there */
+/** Checks the cache and a folder in it, if there. @throws {KernelError} where others can write there */
 export function checkPrivateFolders(cache: string, folder: string): void {
   for (const path of [cache, folder]) {
     if (!existsSync(path)) continue;

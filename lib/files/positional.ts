@@ -96,9 +96,9 @@ export function inputError(path: string, cause: unknown): CheckpointError {
 const READ_AT_ONCE = constants.O_RDONLY | (constants.O_NONBLOCK ?? 0);
 
 /**
- * Opens a regular file: the only way in which lib opens a file to read it. Pipes, devices and folders are refused:
- * they may have no end, or wait for ever. The kind is looked at before, because opening a device may act on it, and
- * again after, because the name may lead elsewhere by then.
+ * Opens a regular file: the only way in which lib opens a file to read it. Pipes, devices and folders are
+ * refused: they may have no end, or wait for ever. The kind is looked at before, because opening a device may
+ * act on it, and again after, because the name may lead elsewhere by then.
  *
  * @throws {CheckpointError} when it does not exist, is no regular file, or may not be read
  */
@@ -126,8 +126,8 @@ export function createNew(path: string): number {
 }
 
 /**
- * Opens a new file in place of an unfinished one of that name, which begins as `isUnfinished` says. What is something
- * else, a link as well, stays and is an error of the system (`EEXIST`).
+ * Opens a new file in place of an unfinished one of that name, which begins as `isUnfinished` says. What is
+ * something else, a link as well, stays and is an error of the system (`EEXIST`).
  */
 export function createInPlaceOf(path: string, isUnfinished: (start: Uint8Array) => boolean): number {
   if (lstatSync(path, { throwIfNoEntry: false })?.isFile()) {

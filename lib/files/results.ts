@@ -1,4 +1,4 @@
-/** Files made for people: pictures, pages, tables. They take the place of a file only where this tool made that, too. */
+/** Files made for people: pictures, pages, tables. They replace only files that this tool made, too. */
 import { closeSync, fstatSync } from "node:fs";
 import { extname } from "node:path";
 import { OutputError } from "../errors.ts";

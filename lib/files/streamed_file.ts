@@ -1,7 +1,7 @@
 /**
- * One large file, written from its start to its end: each write is read back and compared, and the name stands
- * for all of it or for what it was before. Until it is finished it is called `<path>.partial`, and its first bytes
- * are 0, which no reader takes.
+ * One large file, written from its start to its end: each write is read back and compared, and the name
+ * stands for all of it or for what it was before. Until it is finished it is called `<path>.partial`, and its
+ * first bytes are 0, which no reader takes.
  */
 import { Buffer } from "node:buffer";
 import { createHash } from "node:crypto";
@@ -43,7 +43,7 @@ export class StreamedFile {
   #readBack = new Uint8Array(0);
   #bytes = 0;
 
-  /** Begins a file; an unfinished one of the same name is overwritten. @throws {OutputError} when the system refuses */
+  /** Begins a file in place of an unfinished one. @throws {OutputError} when the system refuses */
   constructor(readonly path: string) {
     this.#partial = `${path}.partial`;
     try {

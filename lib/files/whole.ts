@@ -98,7 +98,7 @@ export function readWhole(
   }
 }
 
-/** Text of a file that a run left in its folder; undefined where there is none. @throws {OutputError} otherwise */
+/** Text of a file that a run left in its folder, undefined without one. @throws {OutputError} otherwise */
 export function readOwnText(path: string, maxBytes: number): string | undefined {
   try {
     return new TextDecoder().decode(readWhole(path, maxBytes));
@@ -115,7 +115,8 @@ export function readOwnText(path: string, maxBytes: number): string | undefined 
  * Writes a file, at once or in pieces, so that its name stands for all of it or for what it was before, and
  * survives a crash.
  *
- * @param syncs whether the disk has it when this returns; without, the name may stand for less after a loss of power
+ * @param syncs whether the disk has it when this returns; without, the name may stand for less after a loss
+ * of power
  * @throws {OutputError} when the system refuses, or a device or pipe has that name: a rename would put a file
  *   in its place
  */
@@ -231,7 +232,7 @@ export function exists(path: string): boolean {
   return kindOf(path) !== "nothing";
 }
 
-/** Kind of what a path leads to, symbolic links followed. @throws {OutputError} when the system does not say */
+/** Kind of what a path leads to, links followed. @throws {OutputError} when the system does not say */
 export function kindOf(path: string): "nothing" | "folder" | "file" | "other" {
   try {
     const stat = statSync(path);

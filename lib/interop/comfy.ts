@@ -54,7 +54,7 @@ function int8({ name, rows, cols }: PackedLayer): StoredLayer {
 /** Inputs that are rotated together in `convrot`. */
 const ROTATED = 256;
 
-/** Multiplies each run of {@linkcode ROTATED} weights by the Kronecker power of ComfyUI's 4 x 4 Hadamard matrix. */
+/** Multiplies runs of {@linkcode ROTATED} weights by the power of ComfyUI's 4 x 4 Hadamard matrix. */
 function rotate(weights: Float32Array): void {
   for (let stride = 1; stride < ROTATED; stride *= 4) {
     for (let start = 0; start < weights.length; start += 4 * stride) {

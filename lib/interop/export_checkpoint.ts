@@ -57,7 +57,8 @@ export interface ExportReport {
 /**
  * Exports a checkpoint, weights unchanged: what the format cannot hold is refused before anything is written.
  *
- * @throws {CheckpointError} when the format cannot hold the model, or a tensor only rounded and rounding is not allowed
+ * @throws {CheckpointError} when the format cannot hold the model, or a tensor only rounded and rounding is
+ * not allowed
  * @throws {OutputError} when the output exists, is the input, or cannot be written; no half file is left
  * @throws {InterruptedError} when `signal` stopped it
  */

@@ -38,7 +38,7 @@ export interface ExportChoices {
   readonly allowRounding: boolean;
   /** Kind of models that the program runs for which it is; undefined for any. */
   readonly models?: "language" | "image" | undefined;
-  /** Types of tensors by patterns of their original names, in the format's words; the first that fits counts. */
+  /** Types of tensors by patterns of their original names; the first that fits counts. */
   readonly types: readonly { readonly pattern: NamePattern; readonly type: string }[];
 }
 
@@ -89,7 +89,7 @@ export interface FolderContent extends Content {
   specs(row: ExportRow): readonly TensorSpec[];
   /** Bytes of a row's entries, each entry's in order; chunks of rows keep memory bounded. */
   pieces(row: ExportRow): Iterable<Piece>;
-  /** The text of config.json, undefined where there is none. @param text the input's, without quantization_config */
+  /** The text of config.json, if there is one. @param text the input's, without quantization_config */
   config(text: string | undefined): string | undefined;
   /** More small files of the format's own, by name. */
   readonly files?: ReadonlyMap<string, string> | undefined;
@@ -104,7 +104,8 @@ export interface ExportFormat {
   /**
    * Looks at the whole model before any work.
    *
-   * @throws {CheckpointError} when the format cannot hold its family, tokenizer or widths; the message says what it can
+   * @throws {CheckpointError} when the format cannot hold its family, tokenizer or widths; the message says
+   * what it can
    */
   prepare(
     source: ExportSource,

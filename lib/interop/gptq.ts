@@ -1,6 +1,6 @@
 /**
- * GPTQ's entries, in two forms: GPTQ v2, and AutoRound's, which diffusers loads. Codes and zero points are the packed
- * layout's bit streams transposed: along inputs a column an output, and along outputs.
+ * GPTQ's entries, in two forms: GPTQ v2, and AutoRound's, which diffusers loads. Codes and zero points are
+ * the packed layout's bit streams transposed: along inputs a column an output, and along outputs.
  */
 import { packCodes } from "../quant/codes.ts";
 import { groupCount, type PackedLayer, type PackedTensor } from "../quant/mod.ts";

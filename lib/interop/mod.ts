@@ -1,4 +1,4 @@
-/** Exporting checkpoints into the formats of other programs; docs/interop.md says which program opens what. */
+/** Exporting checkpoints into the formats of other programs (docs/interop.md: which opens what). */
 export { exportCheckpoint, type ExportCheckpointOptions, type ExportReport } from "./export_checkpoint.ts";
 export type { ExportFormat, ExportRow } from "./format.ts";
 export { mergeFor, type MergeForOptions, quantizeFor, type QuantizeForReport } from "./quantize_for.ts";

@@ -1,6 +1,6 @@
 /**
- * Folders of safetensors whose packed layers become another program's entries: what a format of that kind must say,
- * and what all of them share. A layer that the format has no place for is stored plain.
+ * Folders of safetensors whose packed layers become another program's entries: what a format of that kind
+ * must say, and what all of them share. A layer that the format has no place for is stored plain.
  */
 import { withConfigKey } from "../output/config_file.ts";
 import { rowsPerChunk } from "../pipeline/quantize_tensor.ts";

@@ -1,4 +1,4 @@
-/** Quantizing for another program in one go: a packed checkpoint in a work folder, then the program's own file. */
+/** Quantizing for another program: a packed checkpoint in a work folder, then the program's own file. */
 import { rmSync } from "node:fs";
 import { type Config, TARGETS } from "../config/mod.ts";
 import { checkOutput } from "../output/output_folder.ts";
@@ -38,8 +38,8 @@ export interface QuantizeForReport {
 const workFolder = (output: string): string => `${output.replace(/\/+$/, "")}.arrowquant`;
 
 /**
- * Quantizes a checkpoint for a program. What the program cannot hold is refused before a weight is read; a run that was
- * stopped is gone on with where `resume` says so.
+ * Quantizes a checkpoint for a program. What the program cannot hold is refused before a weight is read; a
+ * run that was stopped is gone on with where `resume` says so.
  *
  * @throws as {@linkcode quantizeCheckpoint} and {@linkcode exportCheckpoint}
  */
@@ -131,7 +131,7 @@ async function exportWork(
   return exported;
 }
 
-/** The configuration with what the tools of image models never quantize among what is kept, unless it names its bits. */
+/** The configuration, keeping what tools of image models never quantize unless it names its bits. */
 function withKept(config: Config, names: readonly string[]): Config {
   const asked = { ...config.layerBitWidths, ...config.layerTypes };
   const isAsked = (name: string) =>

@@ -1,8 +1,9 @@
 /**
- * LoRA files of PEFT, diffusers and kohya's scripts: what each module adds to a weight, `factor · up · down`, and how
- * the factor follows from alpha and rank. The spellings, in front of them the module's name:
+ * LoRA files of PEFT, diffusers and kohya's scripts: what each module adds to a weight, `factor · up · down`,
+ * and how the factor follows from alpha and rank. The spellings, in front of them the module's name:
  *
- * - PEFT and diffusers: `.lora_A.weight`, `.lora_B.weight`; alpha in adapter_config.json or in the file's metadata
+ * - PEFT and diffusers: `.lora_A.weight`, `.lora_B.weight`; alpha in adapter_config.json or in the file's
+ *   metadata
  * - kohya and ComfyUI: `.lora_down.weight`, `.lora_up.weight`, `.alpha`
  * - older diffusers: `.lora.down.weight`, `_lora.down.weight`, `.lora_linear_layer.down.weight`
  */
@@ -211,7 +212,7 @@ function metadataJson(path: string, text: string): Record<string, unknown> {
 /** Beginnings that change the base model's weights, so that the LoRA fits those alone. */
 const CHANGES_BASE = /^(?:pissa|olora|corda|loftq|mi?lora)/i;
 
-/** @throws {CheckpointError} when a configuration of PEFT is of another kind than a LoRA of the model as it is */
+/** @throws {CheckpointError} when a configuration of PEFT is no LoRA of the model as it is */
 function checkPeft(path: string, config: Readonly<Record<string, unknown>>): void {
   const { peft_type: type, init_lora_weights: init, layer_replication: replicated } = config;
   if (typeof type === "string" && type.toUpperCase() !== "LORA") {
@@ -240,7 +241,7 @@ function isOfModule(path: string, key: string, name: string): boolean {
   }
 }
 
-/** alpha / rank, or alpha / √rank, of a configuration of PEFT. @throws {CheckpointError} on what is no LoRA */
+/** alpha / rank, or alpha / √rank, by PEFT's configuration. @throws {CheckpointError} on what is no LoRA */
 function peftFactor(
   path: string,
   config: Readonly<Record<string, unknown>>,

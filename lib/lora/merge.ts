@@ -1,4 +1,4 @@
-/** A checkpoint with LoRAs merged into its weights: W + Σ factor · up · down, in float32, made when rows are read. */
+/** A checkpoint with LoRAs merged into its weights: W + Σ factor · up · down, made when rows are read. */
 import { CheckpointError } from "../errors.ts";
 import { quote } from "../files/positional.ts";
 import type { RunEvent } from "../progress.ts";
@@ -56,9 +56,11 @@ interface Addition {
 }
 
 /**
- * Merges LoRAs into a checkpoint, which stays open for as long as the result. Tensors that they change read as F32.
+ * Merges LoRAs into a checkpoint, which stays open for as long as the result. Tensors that they change read
+ * as F32.
  *
- * @throws {CheckpointError} when a file is no LoRA, none of its modules is in the model, or one has another shape
+ * @throws {CheckpointError} when a file is no LoRA, none of its modules is in the model, or one has another
+ * shape
  * @throws {FormatError} when a file is not what its format promises
  */
 export function mergeLoras(checkpoint: Checkpoint, sources: readonly LoraSource[]): MergedCheckpoint {
@@ -132,7 +134,7 @@ function matched(
   };
 }
 
-/** @throws {CheckpointError} when a file has trained weights themselves, which take the place of the model's */
+/** @throws {CheckpointError} when a file has whole weights, which take the place of the model's */
 function checkNoWhole({ tensors }: Checkpoint, { path, others }: Adapter): void {
   const whole = others.find((name) => {
     const own = name.replace(PEFT_PREFIX, "").replace(/\.modules_to_save\.\w+(?=\.)/, "");
@@ -245,7 +247,7 @@ function mergedFile(file: TensorFile, additions: ReadonlyMap<string, readonly Ad
   return { path, fileBytes, dataOffset, metadata, tensors, readInto, read, close: () => file.close() };
 }
 
-/** Elements `[first, end)` of a tensor with what is added to them; sums in float64, rounded to float32 once. */
+/** Elements `[first, end)` of a tensor with what is added, in float64, rounded to float32 once. */
 function mergedValues(
   file: TensorFile,
   info: TensorInfo,

@@ -1,7 +1,7 @@
 /**
- * Where the modules of a LoRA are in a checkpoint: by their own names, by names with other prefixes, with underscores
- * for dots as kohya's scripts write them, and by the names that the other layout of an image model has, whose parts
- * may be fused (`attn.qkv` for `to_q`, `to_k`, `to_v`).
+ * Where the modules of a LoRA are in a checkpoint: by their own names, by names with other prefixes, with
+ * underscores for dots as kohya's scripts write them, and by the names that the other layout of an image
+ * model has, whose parts may be fused (`attn.qkv` for `to_q`, `to_k`, `to_v`).
  */
 import { imageModel, ownName, PREFIXES, tableOf } from "../names/image_names.ts";
 import { unetNames } from "../names/unet_names.ts";
@@ -44,7 +44,7 @@ function add(index: Index, module: string, places: readonly RowPlace[]): void {
   index.set(key, isSame ? places : undefined);
 }
 
-/** Finds the modules of a checkpoint: the places of a name's rows; empty where there is none, or no single one. */
+/** Finds the modules of a checkpoint: the places of a name's rows; empty where there is no single one. */
 export function moduleFinder({ tensors }: Checkpoint): (module: string) => readonly RowPlace[] {
   const weights = [...tensors.values()].map(({ info }) => info).filter(isWeight);
   const exact: Index = new Map(), bare: Index = new Map(), other: Index = new Map();
@@ -128,8 +128,9 @@ function fused(parts: readonly TensorInfo[], swap: string): readonly RowPlace[] 
 }
 
 /**
- * The rows of query, key, value and what follows them in a fused tensor: the query has as many as the input is wide;
- * of three parts the other two share the rest, of four each has as many as the query and the last has the rest.
+ * The rows of query, key, value and what follows them in a fused tensor: the query has as many as the input
+ * is wide; of three parts the other two share the rest, of four each has as many as the query and the last
+ * has the rest.
  */
 function partOf(
   { name: tensor, shape }: TensorInfo,

@@ -27,7 +27,7 @@ export interface ForwardCost {
 export interface GradientCost {
   /** Bytes of scratch, about, where a block's values are kept until the way back. */
   readonly scratchBytes: number;
-  /** Where blocks are run again on the way back, so that one block's values are kept, and the others' inputs. */
+  /** Where blocks are run again on the way back: one block's values are kept, and the others' inputs. */
   readonly recomputedBytes: number;
 }
 

@@ -1,6 +1,6 @@
 /**
- * Families of models whose names are known, one table: how each is told, and whether it runs here. What the rules of
- * lib/plan keep of each, and by what measurement, is in docs/models.md.
+ * Families of models whose names are known, one table: how each is told, and whether it runs here. What the
+ * rules of lib/plan keep of each, and by what measurement, is in docs/models.md.
  */
 import { imageModel } from "./image_names.ts";
 
@@ -9,7 +9,7 @@ export interface Family {
   readonly name: string;
   /** `model_type`, `_class_name` or a name of `architectures`. */
   readonly classes: RegExp;
-  /** Tensors by which it is told without config.json: all of one of the lists; those of image models are in their table. */
+  /** Tensors by which it is told without config.json: all of a list; image models are in their table. */
   readonly tensors?: readonly (readonly string[])[] | undefined;
   /** It runs, is calibrated and is generated from here. */
   readonly runs: boolean;

@@ -1,11 +1,12 @@
 /**
- * Image and video models by their tensors' names: those of their own code, which ComfyUI-GGUF, stable-diffusion.cpp
- * and diffusers' `from_single_file` read, and those of diffusers' folders, which become the former. A family is an
- * entry here; whatever a model computes is not looked at.
+ * Image and video models by their tensors' names: those of their own code, which ComfyUI-GGUF,
+ * stable-diffusion.cpp and diffusers' `from_single_file` read, and those of diffusers' folders, which become
+ * the former. A family is an entry here; whatever a model computes is not looked at.
  *
- * A table of names has a line for each module, `OWN = DIFFUSERS`, whose `.weight` and `.bias` go along; `==` is for a
- * whole tensor. `*` is a number. Of `{a,b}` rows follow one another in one tensor, `~` has its halves swapped, and `~?`
- * only where it has twice as many rows as columns. `[OWN < DIFFUSERS]` is in front of the names behind it.
+ * A table of names has a line for each module, `OWN = DIFFUSERS`, whose `.weight` and `.bias` go along; `==`
+ * is for a whole tensor. `*` is a number. Of `{a,b}` rows follow one another in one tensor, `~` has its
+ * halves swapped, and `~?` only where it has twice as many rows as columns. `[OWN < DIFFUSERS]` is in front
+ * of the names behind it.
  */
 
 /** A family of image models. */

@@ -1,4 +1,4 @@
-/** Names of image models: which family a checkpoint is of, and what its tensors are called in the family's own code. */
+/** Names of image models: a checkpoint's family, and what its own code calls the tensors. */
 import { IMAGE_FAMILIES, type ImageFamily } from "./image_families.ts";
 
 /** What checkpoints of several models put in front of the names of this one. */

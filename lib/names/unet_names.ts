@@ -1,6 +1,6 @@
 /**
- * The two spellings of the UNet of Stable Diffusion 1, 2 and XL, whose stages have two blocks: that of the original
- * code (`input_blocks.4.1`) and that of diffusers (`down_blocks.1.attentions.0`).
+ * The two spellings of the UNet of Stable Diffusion 1, 2 and XL, whose stages have two blocks: that of the
+ * original code (`input_blocks.4.1`) and that of diffusers (`down_blocks.1.attentions.0`).
  */
 
 /** Blocks of a stage on the way down; a stage on the way up has one more. */

@@ -1,6 +1,6 @@
 /**
- * Builds the kernels with the system's compiler: what is compiled with which flags, the hash that names a build,
- * and the commands. Finding and opening what was built is library.ts's.
+ * Builds the kernels with the system's compiler: what is compiled with which flags, the hash that names a
+ * build, and the commands. Finding and opening what was built is library.ts's.
  */
 import { type ChildProcess, execFile, spawn } from "node:child_process";
 import { createHash } from "node:crypto";
@@ -124,12 +124,12 @@ export const WASM_PLAN: BuildPlan = {
   fileName: "arrowquant.wasm",
 };
 
-/** Architectures that the CUDA library is compiled for: binaries of these, and the last one's PTX for newer ones. */
+/** Architectures of the CUDA library: binaries of these, and the last one's PTX for newer ones. */
 export type CudaArchitecture = "80" | "90";
 
 /**
- * The plan of the CUDA library on Linux: nvcc, the runtime linked in. Its results are those of the CPU's scalar kernels to
- * the bit, of forward passes within tolerances.
+ * The plan of the CUDA library on Linux: nvcc, the runtime linked in. Its results are those of the CPU's
+ * scalar kernels to the bit, of forward passes within tolerances.
  */
 export function cudaPlan(architectures: readonly CudaArchitecture[] = ["80", "90"]): BuildPlan {
   const newest = architectures.at(-1)!;
@@ -256,8 +256,8 @@ export async function compilerVersion(command: string): Promise<string | undefin
 }
 
 /**
- * Compiles a plan. Work happens in a temporary folder beside `folder`, and `publish` takes the finished file from
- * there, so that a stopped build leaves nothing half-made.
+ * Compiles a plan. Work happens in a temporary folder beside `folder`, and `publish` takes the finished file
+ * from there, so that a stopped build leaves nothing half-made.
  *
  * @throws {KernelError} when the compiler cannot be run or refuses the sources
  */
@@ -314,8 +314,8 @@ const contentHash = (bytes: Uint8Array) => sha256(bytes).slice(0, 32);
 
 /**
  * A library that was built into `folder` before, undefined if there is none. Its name carries the hash of its
- * bytes: one that was cut short or changed is passed over, because opening it could kill the process, and so is one
- * that others could have written.
+ * bytes: one that was cut short or changed is passed over, because opening it could kill the process, and so
+ * is one that others could have written.
  */
 export function builtLibrary(plan: BuildPlan, folder: string): string | undefined {
   if (!existsSync(folder)) return undefined;

@@ -1,6 +1,6 @@
 /**
- * Checks around every call of a kernel: of its arguments, and of its status, which becomes an error. Kernels are
- * called through functions.ts.
+ * Checks around every call of a kernel: of its arguments, and of its status, which becomes an error. Kernels
+ * are called through functions.ts.
  */
 import { constants } from "node:os";
 import { InterruptedError, KernelError } from "../errors.ts";

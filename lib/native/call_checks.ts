@@ -1,7 +1,7 @@
 /**
- * The last checks before a kernel, for functions.ts: whatever their callers looked at, no kernel gets an array of
- * another type or a shorter one than it reads or writes. Types and lengths are those that the engine knows, not
- * the properties that an object shows.
+ * The last checks before a kernel, for functions.ts: whatever their callers looked at, no kernel gets an
+ * array of another type or a shorter one than it reads or writes. Types and lengths are those that the engine
+ * knows, not the properties that an object shows.
  */
 import {
   type ANY,
@@ -31,7 +31,7 @@ function refuse(doing: Doing, name: string, wanted: string, got: unknown): never
   throw new TypeError(`Cannot ${textOf(doing)}: ${name} must ${wanted}, got ${got}`);
 }
 
-/** A check that an array has a type and a length; it gives the array as a kernel takes it, null without one. */
+/** A check of an array's type and length; it gives the array as a kernel takes it, null without one. */
 const typed =
   <T extends object>(type: string) =>
   (doing: Doing, name: string, array: T | null | undefined, size: number): T | null => {
@@ -104,7 +104,7 @@ export const ggmlBytesOf = (cols: number, type: number): number => {
 export const stridedOf = (rows: number, stride: number, cols: number): number =>
   rows === 0 ? 0 : (rows - 1) * stride + cols;
 
-/** Numbers of a moment of which blocks of as many columns on the diagonal are kept; all of it where that is `cols`. */
+/** Numbers of a moment in blocks of so many columns on the diagonal; all of it where that is `cols`. */
 export const momentElements = (rows: number, cols: number, block: number): number =>
   block >= cols ? rows * cols : Math.floor(cols / block) * block ** 2 + (cols % block) ** 2;
 

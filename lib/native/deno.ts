@@ -30,7 +30,7 @@ export function isAllowed(permission: DenoPermission): boolean {
   return deno === undefined || deno.permissions.querySync(permission).state === "granted";
 }
 
-/** Opens a library with `Deno.dlopen`. @throws the runtime's error if it cannot be opened or lacks a symbol. */
+/** Opens a library with `Deno.dlopen`. @throws the runtime's error where that fails. */
 export function openInDeno<Table extends SymbolTable>(path: string, symbols: Table): OpenedSymbols<Table> {
   const table = Object.fromEntries(
     ffiTypes(symbols, "buffer", "usize").map(([name, parameters]) => [name, { parameters, result: "i32" }]),

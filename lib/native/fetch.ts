@@ -1,7 +1,7 @@
 /**
- * Fetches the native library of a release, for a package that was imported over HTTP and has no sources to build: the
- * release's manifest beside mod.ts says which file and what its bytes must be. Kept in the cache under the hash of its
- * bytes; a download that is short, long or different is never written there.
+ * Fetches the native library of a release, for a package that was imported over HTTP and has no sources to
+ * build: the release's manifest beside mod.ts says which file and what its bytes must be. Kept in the cache
+ * under the hash of its bytes; a download that is short, long or different is never written there.
  */
 import { Buffer } from "node:buffer";
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
@@ -129,8 +129,8 @@ async function chooseLibrary(request: FetchRequest): Promise<ReleaseLibrary> {
  *
  * @param onMessage called before the library is downloaded
  * @returns the library's path
- * @throws {KernelError} when the release cannot be reached, has no library for this machine, or sends other bytes than
- *   its manifest promises
+ * @throws {KernelError} when the release cannot be reached, has no library for this machine, or sends other
+ *   bytes than its manifest promises
  * @throws {FormatError} when the manifest is none
  */
 export function fetchLibrary(request: FetchRequest, onMessage: (line: string) => void): Promise<string> {

@@ -25,22 +25,24 @@ export const MAX_THREADS = 64;
 type View = ArrayBufferView<ArrayBufferLike>;
 
 /**
- * Where arrays are between the calls of kernels. On the CPU they stay where they are; a GPU has copies of those that it
- * is told of, so that what one kernel has made does not cross the bus before the next one reads it.
+ * Where arrays are between the calls of kernels. On the CPU they stay where they are; a GPU has copies of
+ * those that it is told of, so that what one kernel has made does not cross the bus before the next one reads
+ * it.
  */
 export interface ArrayPlaces {
   /** From now on arrays can be held; none is yet. */
   open(): void;
   /**
-   * From now on only kernels touch the array, and all others in its memory, until it is released or dropped. One that
-   * is held already stays as it is. Nothing is held outside of {@linkcode open} and {@linkcode drop}.
+   * From now on only kernels touch the array, and all others in its memory, until it is released or dropped.
+   * One that is held already stays as it is. Nothing is held outside of {@linkcode open} and
+   * {@linkcode drop}.
    *
    * @param isScratch whether what the array holds now does not matter
    */
   hold<T extends View>(array: T, isScratch?: boolean): T;
   /** The array is the host's again, with what kernels have made of it. */
   release<T extends View>(array: T): T;
-  /** All held arrays are the host's again, their contents whatever they were, and none is held from now on. */
+  /** All held arrays are the host's again, whatever is in them, and none is held from now on. */
   drop(): void;
   /** The array never changes from now on: a copy may stay as long as there is room. */
   constant<T extends View>(array: T): T;
@@ -92,7 +94,7 @@ export interface UncheckedKernels extends Kernels {
 /** The library's functions behind opened kernels; only for lib/native and for timing them. */
 export const unchecked = (kernels: Kernels) => kernels as UncheckedKernels;
 
-/** `rest` of an opened library with its functions, which throw after `close`: a call into it would end the process. */
+/** `rest` of an opened library with its functions, which throw after `close` and end no process. */
 export function closable<Calls, Rest extends object>(
   path: string,
   calls: Calls,

@@ -137,7 +137,7 @@ export const reasonsOf = (attempts: readonly Attempt[]) =>
 const NO_FFI = "this runtime has no FFI, use Bun or Deno";
 const NO_CACHE = "no place for it: neither XDG_CACHE_HOME nor HOME is an absolute path";
 
-/** The kernels' sources and the folder of the cache for a build of them; undefined where nothing can be built. */
+/** The kernels' sources and the cache's folder for a build; undefined where nothing can be built. */
 export function buildPlace(
   subject: string,
   prefix: string,

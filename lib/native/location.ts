@@ -1,8 +1,8 @@
 /** Where this package lies: what its folder holds beside the modules is found from there. */
 
 /**
- * The package's folder for one of its modules: a checkout's or a host's for `lib/native/….ts`; for a bundle, which has
- * all modules in one file, the folder of that file.
+ * The package's folder for one of its modules: a checkout's or a host's for `lib/native/….ts`; for a bundle,
+ * which has all modules in one file, the folder of that file.
  *
  * @example
  * ```ts

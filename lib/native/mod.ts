@@ -44,11 +44,13 @@ export interface OpenOptions {
   /** Threads of each call: 0, the default, is one per core; WebAssembly has one. No result depends on it. */
   readonly threads?: number | undefined;
   /**
-   * SIGHUP, SIGINT and SIGTERM, where the process has handlers for them, also stop a running kernel, which throws an
-   * {@linkcode InterruptedError}; a second one ends the process at once. Until the kernels are closed. Default false.
+   * SIGHUP, SIGINT and SIGTERM, where the process has handlers for them, also stop a running kernel, which
+   * throws an
+   * {@linkcode InterruptedError}; a second one ends the process at once. Until the kernels are closed.
+   * Default false.
    */
   readonly catchSignals?: boolean | undefined;
-  /** Aborted, it ends a build of the library with an {@linkcode InterruptedError}; its reason names the signal. */
+  /** Aborted, it ends a build with an {@linkcode InterruptedError}; its reason names the signal. */
   readonly signal?: AbortSignal | undefined;
   /**
    * Called with a line about a build, a download or a fallback. By default nothing is said, except where this
@@ -116,8 +118,8 @@ const CAUGHT = ["SIGHUP", "SIGINT", "SIGTERM"] as const;
 const HANDLERS_MILLISECONDS = 1000, LOOK_MILLISECONDS = 5;
 
 /**
- * Has the library catch signals once the system has the process's handlers: Deno sets one some time after `process.on`
- * has returned. WebAssembly catches none.
+ * Has the library catch signals once the system has the process's handlers: Deno sets one some time after
+ * `process.on` has returned. WebAssembly catches none.
  */
 async function startCatching({ calls }: OpenedLibrary, backend: Kernels["backend"]): Promise<void> {
   const handled = backend === "wasm" ? 0 : CAUGHT.filter((name) => process.listenerCount(name) > 0).length;
@@ -139,8 +141,8 @@ const tellByDefault = (line: string) => {
  * `ARROWQUANT_FETCH` is 0; WebAssembly.
  *
  * With `auto` and `cuda` the CUDA library is looked for, too: the one that `ARROWQUANT_CUDA_LIBRARY` names,
- * or a cached build. Where there is none, `auto` uses the CPU silently; where there is one but no GPU, it says
- * so in one line.
+ * or a cached build. Where there is none, `auto` uses the CPU silently; where there is one but no GPU, it
+ * says so in one line.
  *
  * @throws {KernelError} when what was asked for cannot be had; `auto` always finds something, unless the CUDA
  * library that was named or built does not open

@@ -1,6 +1,7 @@
 /**
- * `manifest.json` of a release: which native libraries lie beside its mod.ts, and what their bytes must be. Written by
- * scripts/release.ts; read, and trusted no further than checked here, by whoever imported mod.ts over HTTP.
+ * `manifest.json` of a release: which native libraries lie beside its mod.ts, and what their bytes must be.
+ * Written by scripts/release.ts; read, and trusted no further than checked here, by whoever imported mod.ts
+ * over HTTP.
  */
 import { FormatError } from "../errors.ts";
 import { isJsonObject } from "../files/json.ts";

@@ -1,6 +1,7 @@
 /**
  * The kernels as WebAssembly: the same C, built for 128-bit vectors, embedded in wasm_binary.ts. Needs no
- * compiler, no permission and no file. A call copies its buffers into the module's memory and its outputs back.
+ * compiler, no permission and no file. A call copies its buffers into the module's memory and its outputs
+ * back.
  */
 import { MemoryError } from "../errors.ts";
 import { SIGNATURES } from "./signatures.ts";
@@ -35,7 +36,7 @@ function grow(memory: WebAssembly.Memory, pages: number): void {
   }
 }
 
-/** Instantiates the embedded module. @throws WebAssembly.CompileError where the engine has no 128-bit vectors. */
+/** Instantiates the embedded module. @throws WebAssembly.CompileError without 128-bit vectors. */
 export function openWasm(): OpenedLibrary {
   const bytes = Uint8Array.from(atob(WASM_BASE64), (character) => character.charCodeAt(0));
   const instance = new WebAssembly.Instance(new WebAssembly.Module(bytes));

@@ -58,7 +58,7 @@ export function quantizationConfig(
   return { ...packQuantizedConfig(linear, kind === "symmetric", ignore), [SECTION_KEY]: section };
 }
 
-/** compressed-tensors' description of packed layers, a group for each scheme. @param ignore linear layers that are none */
+/** compressed-tensors' description of packed layers, a group a scheme. @param ignore other linear layers */
 export function packQuantizedConfig(
   layers: readonly Pick<PackedLayer, "name" | "bits" | "groupSize">[],
   symmetric: boolean,
@@ -110,8 +110,8 @@ export const withQuantizationConfig = (original: string, value: unknown): string
   withConfigKey(original, CONFIG_KEY, value);
 
 /**
- * Puts a key behind the last one of a JSON object's text, in place of one that is there (as `null`, which some
- * exporters write); every other character stays.
+ * Puts a key behind the last one of a JSON object's text, in place of one that is there (as `null`, which
+ * some exporters write); every other character stays.
  */
 export function withConfigKey(original: string, name: string, value: unknown): string {
   const text = withoutConfigKey(original, name);

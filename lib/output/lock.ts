@@ -1,14 +1,14 @@
 /**
  * One run at a time in one folder, or for one file, also after a run was killed and could not clean up.
  *
- * Each run first puts an empty file into the folder whose name identifies the run, then looks for others: of two
- * runs at least one sees the other. No two runs share a name, and the name is there at once and complete, so
- * what a dead run left can be told and deleted by anyone at any time. Two runs that start in the same instant
- * may both give way.
+ * Each run first puts an empty file into the folder whose name identifies the run, then looks for others: of
+ * two runs at least one sees the other. No two runs share a name, and the name is there at once and complete,
+ * so what a dead run left can be told and deleted by anyone at any time. Two runs that start in the same
+ * instant may both give way.
  *
- * Whether a run lives can be told at once only where its processes can be looked at: one of another host, boot or
- * container (PID namespace) counts as alive, unless its lock gives signs of life, as those of shards do, and has stopped
- * to give them ({@linkcode removeGone}).
+ * Whether a run lives can be told at once only where its processes can be looked at: one of another host,
+ * boot or container (PID namespace) counts as alive, unless its lock gives signs of life, as those of shards
+ * do, and has stopped to give them ({@linkcode removeGone}).
  */
 import { closeSync, readFileSync, readlinkSync, rmdirSync, rmSync } from "node:fs";
 import { hostname } from "node:os";
@@ -115,8 +115,8 @@ export function makeLocked(folder: string, make: () => void, beats = false): Unl
 }
 
 /**
- * Removes locks of runs on other machines that give signs of life no more. Where such a lock is there, that takes up to two
- * minutes.
+ * Removes locks of runs on other machines that give signs of life no more. Where such a lock is there, that
+ * takes up to two minutes.
  *
  * @throws the signal's reason when it was aborted
  */

@@ -1,7 +1,8 @@
 /**
- * Signs of life of a lock, for runs on other machines. A thread of its own adds a byte to the lock's file every few
- * seconds, also while the process computes. Whoever finds the lock watches the file by a clock of its own: where it does
- * not grow for {@linkcode LEASE_MILLISECONDS}, the run is gone. Clocks of different machines are never compared.
+ * Signs of life of a lock, for runs on other machines. A thread of its own adds a byte to the lock's file
+ * every few seconds, also while the process computes. Whoever finds the lock watches the file by a clock of
+ * its own: where it does not grow for {@linkcode LEASE_MILLISECONDS}, the run is gone. Clocks of different
+ * machines are never compared.
  */
 import { closeSync, constants, openSync, readFileSync, writeSync } from "node:fs";
 import { setTimeout as wait } from "node:timers/promises";
@@ -10,7 +11,7 @@ import { errorCode, outputError } from "../files/whole.ts";
 
 /** Time between two signs of life. */
 const BEAT_MILLISECONDS = 10_000;
-/** Time without one after which a run counts as gone: network file systems may show a file's growth a minute late. */
+/** Time without one after which a run counts as gone: network file systems show growth a minute late. */
 export const LEASE_MILLISECONDS = 120_000;
 /** Time between two looks. */
 const LOOK_MILLISECONDS = 1000;

@@ -362,7 +362,7 @@ async function mismatch(path: string, wanted: FileDigest): Promise<string | unde
   return sha256 === wanted.sha256 ? undefined : `must have SHA-256 ${wanted.sha256}, got ${sha256}`;
 }
 
-/** Checks that what an output's names lead to is what a run wrote. @throws {OutputError} naming what is not */
+/** Checks that an output's names lead to what a run wrote. @throws {OutputError} naming what is not */
 async function checkOurs(path: string, files: Manifest["files"]): Promise<void> {
   for (const [name, wanted] of Object.entries(files)) {
     const place = ownPath(path, name);

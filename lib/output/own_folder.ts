@@ -1,4 +1,4 @@
-/** Folders that a run makes for itself: never somebody else's by way of a link, and nobody else's to write to. */
+/** Folders that a run makes for itself: no link to others', and nobody else's to write to. */
 import { mkdirSync } from "node:fs";
 import { basename, dirname } from "node:path";
 import { OutputError } from "../errors.ts";
@@ -14,7 +14,7 @@ export function checkOwnFolder(path: string): void {
   );
 }
 
-/** Makes a folder that only this user may write to; returns it where it was made, undefined where it was there. */
+/** Makes a folder that only this user may write to; undefined where it was there. */
 export function makeOwnFolder(path: string): string | undefined {
   try {
     mkdirSync(path, { mode: 0o700 });

@@ -1,4 +1,4 @@
-/** Folders of shards that tasks of an array have written, as a merge finds them: all of one run, none missing, none twice. */
+/** Folders of shards as a merge finds them: all of one run, none missing, none twice. */
 import { realpathSync } from "node:fs";
 import { basename, join, resolve } from "node:path";
 import { CheckpointError } from "../errors.ts";
@@ -140,7 +140,8 @@ function checkSame(first: ShardResult, other: ShardResult): void {
 /**
  * The shards in folders, by index. A path may be a shard's own folder, or one that holds several.
  *
- * @throws {CheckpointError} naming shards that are missing, there twice, unfinished, or of another run, version or division
+ * @throws {CheckpointError} naming shards that are missing, there twice, unfinished, or of another run,
+ * version or division
  */
 export function readShards(paths: readonly string[]): ShardResult[] {
   const folders = foldersOf(paths),
@@ -167,7 +168,7 @@ export function readShards(paths: readonly string[]): ShardResult[] {
   return shards;
 }
 
-/** Identity of the run whose parts shards are. @param weights digest of all weights, where the run's settings have one */
+/** Identity of the run whose parts shards are. @param weights digest of all weights, if there is one */
 export function identityOf(
   { manifest: { identity }, settings, ownWeights }: ShardResult,
   weights: string | undefined,

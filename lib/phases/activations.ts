@@ -202,7 +202,8 @@ export function layerGuard(
   };
 
   /**
-   * `Q(x) − x` of some rows of all items whose parameters differ: with the old ones, then with the smooth ones.
+   * `Q(x) − x` of some rows of all items whose parameters differ: with the old ones, then with the smooth
+   * ones.
    *
    * @returns how many rows of each
    */

@@ -32,8 +32,8 @@ export interface FittingWork {
 }
 
 /**
- * What fits into so many seconds: fewer held-out batches where looking at all of them would take too much of it, then
- * as many steps as are left.
+ * What fits into so many seconds: fewer held-out batches where looking at all of them would take too much of
+ * it, then as many steps as are left.
  *
  * @param work seconds of a pass of both models over a batch, and what is wanted
  */

@@ -7,7 +7,7 @@ import type { FittingWork } from "./fitting.ts";
 
 /** The file; it goes with those of solved layers. */
 const NAME = `${SOLVED_PREFIX}refinement`;
-/** Most bytes that are written at a look: those of 67 million parameters. What is more is begun again after a stop. */
+/** Most bytes that are written at a look: of 67 million parameters. More begins again after a stop. */
 export const MAX_REFINEMENT_BYTES = 2 ** 30;
 
 /** Where a run keeps its refinement. */

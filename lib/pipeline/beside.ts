@@ -55,8 +55,8 @@ export const outputName = ({ subfolder, gguf }: Checkpoint, name: string): strin
 };
 
 /**
- * Looks at what lies beside the weights: small files of the model are copied, other things stay, and so do links
- * that lead out of the model, each with a warning.
+ * Looks at what lies beside the weights: small files of the model are copied, other things stay, and so do
+ * links that lead out of the model, each with a warning.
  */
 export function filesBeside(checkpoint: Checkpoint, { onEvent }: RunOptions): Beside {
   // A single file may lie among anything: only its folder's config.json is known to belong to it.
@@ -116,7 +116,7 @@ type LookAt = (path: string) => { readonly stat: Stats; readonly place: string }
 /** A snapshot in the cache of Hugging Face: its files are links to the blobs of its repository. */
 const SNAPSHOT = /^(.*[/\\]models--[^/\\]+[/\\])snapshots[/\\][^/\\]+(?:[/\\]|$)/;
 
-/** Looks at what lies in a model, or in the blobs of its repository; others are told to `outside`, once each. */
+/** Looks at what lies in a model, or in its repository's blobs; `outside` is told others, once each. */
 function insideOnly(
   { folder, root, subfolder }: Checkpoint,
   outside: (path: string, place: string) => void,

@@ -9,8 +9,8 @@ import { hasEightBits } from "../solve/by_weights.ts";
 import type { Checkpoint } from "../tensor/mod.ts";
 
 /**
- * The weight-only solver that loses less, measured on both reference models (docs/solvers.md): clip search for
- * language models, rounding for image models and for what is unknown, which it harms least.
+ * The weight-only solver that loses less, measured on both reference models (docs/solvers.md): clip search
+ * for language models, rounding for image models and for what is unknown, which it harms least.
  */
 function solverByWeights({ kind, config }: Checkpoint): "round" | "clip" {
   if (kind !== "unknown" && kind !== "dit") return "clip";
@@ -32,8 +32,8 @@ export function configuredPlan({ tensors }: Checkpoint, { bitPlan }: Config): Bi
 }
 
 /**
- * The configuration in force for a checkpoint: phase 3 has a calibrated solver, and `auto` is chosen. 8 bits are
- * rounded; fewer are solved by `best` where the model can run here, otherwise by its weights alone.
+ * The configuration in force for a checkpoint: phase 3 has a calibrated solver, and `auto` is chosen. 8 bits
+ * are rounded; fewer are solved by `best` where the model can run here, otherwise by its weights alone.
  *
  * @throws as {@linkcode configuredPlan}
  */

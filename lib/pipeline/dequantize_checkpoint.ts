@@ -41,7 +41,8 @@ interface Target {
 }
 
 /**
- * Turns a quantized checkpoint of ours, or a GGUF file, into a plain one, which any safetensors reader understands.
+ * Turns a quantized checkpoint of ours, or a GGUF file, into a plain one, which any safetensors reader
+ * understands.
  *
  * @throws as {@linkcode quantizeCheckpoint}; {@linkcode CheckpointError} when nothing in it is quantized
  */

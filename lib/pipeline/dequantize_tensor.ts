@@ -46,7 +46,7 @@ function narrowed(
   );
 }
 
-/** Stores a tensor: `layer` dequantized, or where it is undefined the tensor as it reads, in its type or another one. */
+/** Stores a tensor: `layer` dequantized, or without one the tensor as it reads, in any type. */
 export async function rewriteDequantized(
   spec: TensorSpec,
   layer: PackedLayer | undefined,

@@ -221,7 +221,7 @@ export function rowsPerChunk(cols: number, bytesPerElement: number): number {
   return Math.max(1, Math.floor(CHUNK_BYTES / (cols * bytesPerElement)));
 }
 
-/** Quantizes a tensor, or takes it from what was solved, and stores it in chunks of rows; returns its error. */
+/** Quantizes a tensor, or takes what was solved, and stores it in chunks of rows; returns its error. */
 async function storeRows(task: Task, bits: BitWidth, solved?: PackedTensor): Promise<ErrorStatistics> {
   const { row, source, sink, config, kernels, buffer } = task, { name } = row;
   const form = formOf(row, bits),

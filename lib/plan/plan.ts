@@ -225,8 +225,8 @@ function rowPlanner(context: RuleContext, bitPlan?: BitPlan): (info: TensorInfo,
 }
 
 /**
- * Codes that the configuration asks for, where a form of a layer's rows of `cols` weights can have them: of few bits,
- * with a zero point that is stored, in whose place an offset stands.
+ * Codes that the configuration asks for, where a form of a layer's rows of `cols` weights can have them: of
+ * few bits, with a zero point that is stored, in whose place an offset stands.
  */
 export function codesOf(
   { bits, zeroPoint }: Pick<RowForm, "bits" | "zeroPoint">,

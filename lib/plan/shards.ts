@@ -1,6 +1,6 @@
 /**
- * Dividing work among tasks that share nothing: which shard a task is, and which pieces of work each shard has. Every
- * task works that out for itself, from the same names and costs, so no task has to tell another.
+ * Dividing work among tasks that share nothing: which shard a task is, and which pieces of work each shard
+ * has. Every task works that out for itself, from the same names and costs, so no task has to tell another.
  */
 import { ConfigError } from "../errors.ts";
 import type { Shard } from "../output/shard_folders.ts";
@@ -33,8 +33,8 @@ export interface ShardFromEnvironment {
 type Environment = Readonly<Record<string, string | undefined>>;
 
 /**
- * The shard that an engine's environment names: Slurm's array task, Kubernetes' indexed Job (with its count in
- * `JOB_COMPLETIONS`, which the manifest has to set), or Grid Engine's array task.
+ * The shard that an engine's environment names: Slurm's array task, Kubernetes' indexed Job (with its count
+ * in `JOB_COMPLETIONS`, which the manifest has to set), or Grid Engine's array task.
  *
  * @returns undefined where no engine names one
  * @throws {ConfigError} where the variables are not those of a whole array without gaps
@@ -83,7 +83,7 @@ function slurmShard(environment: Environment): ShardFromEnvironment | undefined 
   }, `SLURM_ARRAY_TASK_ID=${id}, _MIN=${first}, _MAX=${last}, _STEP=${step}, _COUNT=${count ?? "(not set)"}`);
 }
 
-/** Variable that a manifest sets to an indexed Job's number of completions: Kubernetes sets only the index. */
+/** Variable that a manifest sets to an indexed Job's completions: Kubernetes sets only the index. */
 const COMPLETIONS = "JOB_COMPLETIONS";
 
 function kubernetesShard(environment: Environment): ShardFromEnvironment | undefined {
@@ -120,9 +120,9 @@ export interface ShardUnit {
 }
 
 /**
- * Names of the units of each shard. The largest goes to the shard that has least so far (Graham 1969, "Bounds on
- * multiprocessing timing anomalies": at most 4/3 of the best possible), with ties by name and index, so that the
- * division depends on nothing but names and costs.
+ * Names of the units of each shard. The largest goes to the shard that has least so far (Graham 1969, "Bounds
+ * on multiprocessing timing anomalies": at most 4/3 of the best possible), with ties by name and index, so
+ * that the division depends on nothing but names and costs.
  *
  * @returns a list for each shard, in the order of the units
  */

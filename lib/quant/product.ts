@@ -26,8 +26,8 @@ export function product(
 }
 
 /**
- * `out[i, j] += Σ_k a[i, k] b[k, j]`: each sum is one chain of fused multiply-adds, k ascending, so that neither
- * threads nor the instruction set change a byte.
+ * `out[i, j] += Σ_k a[i, k] b[k, j]`: each sum is one chain of fused multiply-adds, k ascending, so that
+ * neither threads nor the instruction set change a byte.
  *
  * **Shapes** `a: f32[rows, k]`, `b: f32[k, cols]` → `out: f32[rows, cols]`, added to
  *

@@ -22,8 +22,8 @@ export function weightSolver(config: ConfigInForce, row: RowBits): WeightSolver 
 }
 
 /**
- * Packed forms of a plan's rows as they are written, for those that are matrices of the model. One with NaN or
- * infinity is left out: the writing keeps it, or stops.
+ * Packed forms of a plan's rows as they are written, for those that are matrices of the model. One with NaN
+ * or infinity is left out: the writing keeps it, or stops.
  */
 export function quantizedByWeights<Batch>(
   { stages, tables }: Pick<Blockwise<Batch>, "stages" | "tables">,

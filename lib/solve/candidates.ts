@@ -99,7 +99,7 @@ export const candidateCount = (calibrated: Solvable, config: ConfigInForce): num
 /** A solved model. */
 export interface SolvedModel {
   readonly layers: ReadonlyMap<string, SolvedLayer>;
-  /** Their tensors and those of packed tables; the same object for the same candidate among {@linkcode KnownSolutions}. */
+  /** Their tensors and those of packed tables; one object a candidate of {@linkcode KnownSolutions}. */
   readonly tensors: ReadonlyMap<string, PackedTensor>;
   /** Held-out distance of each candidate, NaN where nothing was held out or it failed. */
   readonly distances: readonly number[];
@@ -126,9 +126,9 @@ export type KnownSolutions = Map<string, KnownSolution>;
 export interface SolveTask {
   readonly calibrated: Solvable;
   readonly plan: Plan;
-  /** Names of the tensors that are this task's; all by default. With fewer nothing is measured: the model is not whole. */
+  /** Names of the tensors that are this task's; default all. With fewer nothing is measured. */
   readonly only?: ReadonlySet<string> | undefined;
-  /** Tasks that solve the model together: the data are this one's samples, and `only` is what it will write. */
+  /** Tasks that solve the model together: the data are this one's samples, `only` is what it writes. */
   readonly team?: TeamPlace | undefined;
   readonly config: ConfigInForce;
   readonly kernels: Kernels;

@@ -1,4 +1,4 @@
-/** Arrays kept between the stages of a model, in memory up to a limit, the rest in files of the work folder. */
+/** Arrays kept between the stages of a model: in memory up to a limit, else in the work folder. */
 import { closeSync } from "node:fs";
 import { join } from "node:path";
 import {

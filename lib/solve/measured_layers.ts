@@ -21,8 +21,8 @@ export class MeasuredLayers {
   readonly #layers = new Map<string, readonly LayerOption[]>();
 
   /**
-   * @param identity of the run: layers that another one has left, and files that are not as they were written, count
-   *   as absent
+   * @param identity of the run: layers that another one has left, and files that are not as they were
+   *   written, count as absent
    */
   constructor(folder: string, identity: string) {
     [this.#folder, this.#identity] = [folder, sha256(identity)];

@@ -1,8 +1,8 @@
 /**
  * Bits by budget. The cost of a layer's error to the whole model is measured: the layer alone is quantized
  * and the held-out distance to full precision taken; other bits and group sizes cost in proportion to the
- * error of the layer's objective. With saved statistics alone nothing is run: a layer costs the relative error of
- * its outputs, all layers alike.
+ * error of the layer's objective. With saved statistics alone nothing is run: a layer costs the relative
+ * error of its outputs, all layers alike.
  */
 import { factorMoments, outputPower } from "../quant/solvers/factored_moment.ts";
 import { type Config, type ConfigInForce, layerBitWidth, storedScales } from "../config/mod.ts";
@@ -134,8 +134,8 @@ export async function planByBudget(
 }
 
 /**
- * Statistics of the layers that are not measured yet, a block or a few at a time: the moments of all layers of a model
- * of 7 B weights take 44 GB.
+ * Statistics of the layers that are not measured yet, a block or a few at a time: the moments of all layers
+ * of a model of 7 B weights take 44 GB.
  */
 function statisticsLeft(
   calibrated: Solvable,
@@ -173,7 +173,7 @@ const gridOf = ({ bits, groupSize, zeroPoint }: PlanRow): LayerGrid => ({
   zeroPoint: zeroPoint!,
 });
 
-/** Bits that a budget may give a layer: those of `layer_bit_widths`, or all from the least that a rule has on. */
+/** Bits that a budget may give a layer: those of `layer_bit_widths`, or all from a rule's least on. */
 function bitsToChoose(name: string, config: Config): readonly BitWidth[] {
   const asked = layerBitWidth(config, name);
   if (asked !== undefined && asked !== 16) return [asked];
@@ -187,7 +187,8 @@ const bytesOf = ({ shape }: PlanRow, { bits, groupSize, zeroPoint }: LayerGrid):
 /**
  * Bytes that the quantized layers may take, at most those of the largest choices.
  *
- * @param isMeasured whether a layer's bits are chosen: it is a linear layer of the model; all where that is not known yet
+ * @param isMeasured whether a layer's bits are chosen: it is a linear layer of the model; all where that is
+ * not known yet
  * @throws {CalibrationError} when no choice fits
  */
 export function budgetBytes(

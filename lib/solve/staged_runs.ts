@@ -32,7 +32,7 @@ export class StagedRuns<Batch> {
     readonly weights?: ReadonlyMap<string, Matrix>,
   ) {}
 
-  /** Takes a part on to a stage: the layers that read what the one of this name does. The result is scratch. */
+  /** Takes a part on to a stage: layers that read what the one of this name does. Scratch. */
   stop(index: number, block: number, layer: string): StageStop {
     const place = this.#resume(index);
     this.#advance(index, place, block);

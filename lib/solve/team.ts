@@ -1,7 +1,7 @@
 /**
- * Tasks that solve one model together, block by block: each runs its own samples, and sums and solved layers go through a
- * folder that all of them see. A file is there whole or not at all, and a task that begins again writes the same ones, so
- * that no task has to know what became of another.
+ * Tasks that solve one model together, block by block: each runs its own samples, and sums and solved layers
+ * go through a folder that all of them see. A file is there whole or not at all, and a task that begins again
+ * writes the same ones, so that no task has to know what became of another.
  */
 import { basename, dirname, join } from "node:path";
 import { setTimeout as wait } from "node:timers/promises";
@@ -59,7 +59,7 @@ export class Team {
     return number % count === index - 1;
   }
 
-  /** Tells the others what this task's samples add up to. @param what of a stage, under whose name it is forgotten */
+  /** Tells the others this task's sums. @param what of a stage, under whose name it is forgotten */
   publish(stage: string, what: string, { counts, sums }: TeamSums): void {
     const path = this.#sumsPath(stage, what, this.place.shard.index);
     writeKept(path, this.identity, { header: { counts }, arrays: sums }, false);
@@ -116,7 +116,7 @@ export class Team {
     return loadSolvedLayer(folder, candidate, identity, name);
   }
 
-  /** A layer that another task solves. @param number among all @throws {OutputError} where it does not come */
+  /** A layer that another task solves. @param number among all @throws {OutputError} if none comes */
   async layer(name: string, number: number): Promise<SolvedLayer> {
     const index = number % this.place.shard.count + 1;
     return await this.#awaited(`layer ${JSON.stringify(name)}`, index, () => this.solved(name));

@@ -47,7 +47,7 @@ export class Checkpoint {
   readonly path: string;
   /** Folder that holds the files. */
   readonly folder: string;
-  /** Folder of the whole model: of a diffusers pipeline the one that holds `subfolder`, otherwise `folder`. */
+  /** Folder of the whole model: of a diffusers pipeline the one that holds `subfolder`, else `folder`. */
   readonly root: string;
   /** Subfolder of a diffusers pipeline that was gone into, `"transformer"`, or undefined. */
   readonly subfolder: string | undefined;

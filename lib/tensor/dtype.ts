@@ -3,7 +3,7 @@
  * and live elsewhere.
  */
 
-/** Bytes of one element by type name, as it stands in a safetensors header; a fraction where elements are packed. */
+/** Bytes of an element by its type in a safetensors header; a fraction where elements are packed. */
 export const BYTES_PER_ELEMENT = {
   F64: 8,
   F32: 4,

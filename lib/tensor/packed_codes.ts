@@ -1,6 +1,7 @@
 /**
- * Packed weights of MLX (affine) and of compressed-tensors (`pack-quantized`), read as the float32 values that their
- * own readers make of them. Both store codes as a stream of bits along each row, least significant bits first.
+ * Packed weights of MLX (affine) and of compressed-tensors (`pack-quantized`), read as the float32 values
+ * that their own readers make of them. Both store codes as a stream of bits along each row, least significant
+ * bits first.
  */
 import { isJsonObject } from "../files/json.ts";
 import { quote } from "../files/positional.ts";
@@ -24,7 +25,7 @@ interface PackedCodes {
   readonly info: TensorInfo;
 }
 
-/** The packed tensors of a checkpoint by the names of their weights, and the entries that vanish with them. */
+/** The packed tensors of a checkpoint by their weights' names, and the entries that vanish with them. */
 export interface PackedTensors {
   readonly tensors: ReadonlyMap<string, PackedCodes>;
   readonly hidden: ReadonlySet<string>;
@@ -39,7 +40,7 @@ const MLX_BITS = [2, 3, 4, 5, 6, 8];
 const isScale = (tensor: PlacedTensor | undefined) => SCALE_DTYPES.includes(tensor?.info.dtype ?? "");
 const product = (shape: readonly number[]) => elementCount(shape) ?? 0;
 
-/** Finds packed tensors and checks that their shapes fit config.json; reads none but the shapes that are stored. */
+/** Finds packed tensors and checks that their shapes fit config.json; reads none but stored shapes. */
 export function packedCodes(
   all: All,
   config: Readonly<Record<string, unknown>> | undefined,

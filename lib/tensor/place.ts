@@ -1,6 +1,6 @@
 /**
- * Where a checkpoint lies: which files of a folder are its weights, as transformers and diffusers choose them,
- * and what else a path may be, by name and with the way out.
+ * Where a checkpoint lies: which files of a folder are its weights, as transformers and diffusers choose
+ * them, and what else a path may be, by name and with the way out.
  */
 import { readdirSync, statSync } from "node:fs";
 import { basename, dirname, join } from "node:path";

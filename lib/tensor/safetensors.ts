@@ -59,7 +59,7 @@ const HEADER_RULES: JsonRules = {
   nullable: METADATA_KEY, // as MLX writes it
 };
 
-/** A safetensors file as it is, or with some tensors in another form: {@linkcode SafetensorsFile} says what they are. */
+/** A safetensors file, or one with tensors in another form: {@linkcode SafetensorsFile} says of which. */
 export interface TensorFile extends
   Pick<
     SafetensorsFile,

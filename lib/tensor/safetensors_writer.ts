@@ -337,7 +337,7 @@ export class SafetensorsWriter {
     return { path: this.path, bytes };
   }
 
-  /** Closes the file and leaves it unfinished, to be resumed. @throws {OutputError} when the system refuses */
+  /** Closes the file unfinished, to be resumed. @throws {OutputError} when the system refuses */
   close(): void {
     const fd = this.#fd;
     this.#fd = undefined;

@@ -1,8 +1,8 @@
 /**
  * FP8 weights that have scales beside them, read as what their own readers make of them: weight · scale. The
  * scales are those of compressed-tensors, FBGEMM and ModelOpt (`weight_scale`), DeepSeek and transformers
- * (`weight_scale_inv`, which multiplies as well) and ComfyUI (`scale_weight`): one number, one a row, or one a
- * block.
+ * (`weight_scale_inv`, which multiplies as well) and ComfyUI (`scale_weight`): one number, one a row, or one
+ * a block.
  */
 import type { TensorFile, TensorInfo } from "./safetensors.ts";
 import { quote } from "../files/positional.ts";

@@ -1,7 +1,8 @@
 /**
  * The thermodynamic loss, which phase 3's refinement minimises: a quantization term (the step KL of a batch,
  * masked_transition.ts and transition.ts), a Markov term that holds the parameters of neighbouring time
- * groups together, and an entropy term that anneals scales and zero points. The last two and their gradients are here.
+ * groups together, and an entropy term that anneals scales and zero points. The last two and their gradients
+ * are here.
  */
 import { checkTemperature, codeProbabilities } from "../quant/solvers/annealing.ts";
 

@@ -44,7 +44,7 @@ export interface OptimizerOptions {
   readonly convergenceThreshold?: number | undefined;
   /** Largest norm of the gradient of all parameters, in units; longer ones are shortened. Default none. */
   readonly clipNorm?: number | undefined;
-  /** Time of the whole optimization, from its start; what fits is planned behind the first steps. Default none. */
+  /** Time of the whole optimization; what fits is planned behind the first steps. Default none. */
   readonly maxMilliseconds?: number | undefined;
   /** `cosine` lowers the step size to 0 over the iterations. Default `cosine`. */
   readonly schedule?: "constant" | "cosine" | undefined;

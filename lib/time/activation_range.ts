@@ -1,7 +1,7 @@
 /**
  * Static quantization of activations, `x ≈ scale (code − zeroPoint)` with whole codes and zero points: the
- * calibrated values of a layer's input as a histogram that grows with its range, and the parameters that follow
- * from it by minimum and maximum, percentile or least squared error.
+ * calibrated values of a layer's input as a histogram that grows with its range, and the parameters that
+ * follow from it by minimum and maximum, percentile or least squared error.
  */
 
 import { checkFloats, checkWhole } from "../native/call.ts";

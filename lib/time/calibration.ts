@@ -1,7 +1,7 @@
 /**
  * Calibration statistics of the inputs of a model's layers: for every time group their number, mean, range,
- * quantiles and second moment, gathered in one pass in memory that is known beforehand, and merged across runs.
- * calibration_file.ts stores them; lib/calibration runs the model.
+ * quantiles and second moment, gathered in one pass in memory that is known beforehand, and merged across
+ * runs. calibration_file.ts stores them; lib/calibration runs the model.
  */
 import { checkWhole } from "../native/call.ts";
 import { momentElements } from "../native/call_checks.ts";
@@ -34,7 +34,7 @@ export interface CalibrationRun {
   readonly source: string;
   readonly isSynthetic: boolean;
   readonly samples: number;
-  /** Of a part of the pass's samples, the number of the part, of how many, and the identity of the whole pass. */
+  /** Of a part of a pass: its number, of how many, and the identity of the whole pass. */
   readonly shard?: { readonly index: number; readonly count: number; readonly of: string } | undefined;
 }
 
@@ -122,15 +122,15 @@ export interface ObservedSamples {
   /** `f32[rows]`: how much each row counts; 1 by default. */
   readonly weights?: Float32Array | undefined;
   /**
-   * Samples of a chunk (`MomentSums`): parts of a pass that begin between chunks add up to the same bytes. By default all
-   * are one, and second moments are summed up in float32.
+   * Samples of a chunk (`MomentSums`): parts of a pass that begin between chunks add up to the same bytes. By
+   * default all are one, and second moments are summed up in float32.
    */
   readonly chunk?: number | undefined;
 }
 
 /** Options of new statistics. */
 export interface StatisticsOptions {
-  /** Of the model's files, as `modelFingerprint` makes it; empty where a program that saw no files gathered them. */
+  /** Of the model's files, by `modelFingerprint`; empty where a program that saw no files gathered them. */
   readonly fingerprint: string;
   /** What else is known of the model. */
   readonly model?: StatisticsModel | undefined;
@@ -142,11 +142,11 @@ export interface StatisticsOptions {
   readonly second?: SecondMoments | undefined;
   /** Runs that the statistics come from. */
   readonly runs: readonly CalibrationRun[];
-  /** Reads the second moments of an input whenever they are asked for: they are not kept, and cannot be added to. */
+  /** Reads an input's second moments whenever they are asked for: they are not kept, nor added to. */
   readonly load?: LoadMoments | undefined;
 }
 
-/** The second moment of an input whose time groups count by weights, for the same sum of the inputs' own weights. */
+/** The second moment of an input whose time groups count by weights, for the same sum of weights. */
 function weightedMoment(
   { cols, block = cols, weight, squares, groupSecond }: InputStatistics,
   second: Float32Array<ArrayBuffer>,
@@ -377,7 +377,7 @@ export class CalibrationStatistics {
     return this.runs.some(({ isSynthetic }) => isSynthetic);
   }
 
-  /** Whether sums are kept with what rounding took from them, as of a pass on its way, or of a part of one. */
+  /** Whether sums are kept with what rounding took, as of a pass on its way, or of a part. */
   get isExact(): boolean {
     return this.#isExact;
   }
@@ -389,7 +389,7 @@ export class CalibrationStatistics {
     );
   }
 
-  /** Second moments of an input as exactly as they are known; undefined where none are kept. An open chunk ends here. */
+  /** Second moments of an input as exactly as they are known, if kept. An open chunk ends here. */
   momentsOf(input: string, which: WhichMoments): Moments | undefined {
     if (this.#load !== undefined) {
       const hasIt = this.inputs.has(input) &&
@@ -564,8 +564,9 @@ export class CalibrationStatistics {
   }
 
   /**
-   * The same statistics by other names of the layers, one or several; a layer without a new name is left out, and so
-   * is one that has read nothing. Of layers with a new name in common the first is taken. Numbers are shared.
+   * The same statistics by other names of the layers, one or several; a layer without a new name is left out,
+   * and so is one that has read nothing. Of layers with a new name in common the first is taken. Numbers are
+   * shared.
    */
   renamed(placeOf: (layer: string) => LayerPlace | undefined): CalibrationStatistics {
     const taken = new Set<string>();
@@ -599,9 +600,9 @@ export class CalibrationStatistics {
   }
 
   /**
-   * The same statistics with each time group counted by a weight: second moments over all times become Σ_g ω_g M_g
-   * where moments of groups were kept. Otherwise the diagonal becomes that, exactly, and correlations stay those over
-   * all times.
+   * The same statistics with each time group counted by a weight: second moments over all times become Σ_g
+   * ω_g M_g where moments of groups were kept. Otherwise the diagonal becomes that, exactly, and correlations
+   * stay those over all times.
    *
    * @param weights `[groups]`, numbers ≥ 0
    * @throws {TypeError} when there is not a weight for each group

@@ -529,7 +529,7 @@ function checkMoment(second: Moments, cols: number, tensor: string, malformed: M
 /** Rows and columns that are compared with their mirror image at once: both lie in the cache. */
 const TILE = 32;
 
-/** @throws {FormatError} as `malformed` makes it, unless a tile of a moment is its mirror image's transpose */
+/** @throws {FormatError} by `malformed`, unless a tile of a moment is its mirror image's transpose */
 function checkTile(
   second: Moments,
   cols: number,

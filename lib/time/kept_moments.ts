@@ -1,4 +1,4 @@
-/** Second moments of an input while they are gathered, and as they are read: over all times, or one a time group. */
+/** Second moments of an input while they are gathered, and read: over all times, or one a time group. */
 import type { Kernels } from "../native/mod.ts";
 import { momentElements } from "../native/call_checks.ts";
 import { accumulateMoment } from "../quant/solvers/moments.ts";
@@ -27,7 +27,7 @@ export class KeptMoments {
     return momentElements(cols, cols, block);
   }
 
-  /** Rounded sums, the same array until more is added; what is written into it before counts. An open chunk ends here. */
+  /** Rounded sums, one array until more is added; what is written into it counts. An open chunk ends. */
   get floats(): Floats {
     if (this.#floats !== undefined) return this.#floats;
     const length = this.#length, floats = new Float32Array(length * this.shape.count);

@@ -1,7 +1,7 @@
 /**
- * Time parameters (θ): static activation quantization, output corrections and, as an option, weight scales over
- * shared codes, which the runtime selects by time, layer by layer and without allocation. sidecar.ts stores
- * them.
+ * Time parameters (θ): static activation quantization, output corrections and, as an option, weight scales
+ * over shared codes, which the runtime selects by time, layer by layer and without allocation. sidecar.ts
+ * stores them.
  */
 import type { ActivationBits, ActivationGrid } from "./activation_range.ts";
 import type { TimeGroups } from "./groups.ts";

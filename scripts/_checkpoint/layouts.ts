@@ -1,6 +1,7 @@
 /**
- * Layouts of published checkpoints at any size, for make_checkpoint.ts: tensor names, shapes and configuration files as Dream 7B, LLaDA 8B,
- * DiT-XL/2 and FLUX.1 have them. The weights themselves are made up elsewhere.
+ * Layouts of published checkpoints at any size, for make_checkpoint.ts: tensor names, shapes and
+ * configuration files as Dream 7B, LLaDA 8B, DiT-XL/2 and FLUX.1 have them. The weights themselves are made
+ * up elsewhere.
  */
 import { elementCount, type TensorSpec } from "../../lib/tensor/mod.ts";
 
@@ -31,7 +32,7 @@ export const PUBLISHED_HIDDEN: Readonly<Record<LayoutName, number>> = {
   dit: 1152,
   flux: 3072,
 };
-/** Tokens of a language model of full width: the published vocabularies would outweigh a small model's layers. */
+/** Tokens of a language model of full width: published vocabularies would outweigh small layers. */
 const VOCABULARY = 8192;
 
 const bf16 = (name: string, ...shape: number[]): TensorSpec => ({ name, dtype: "BF16", shape });
@@ -250,7 +251,7 @@ function ditLayout(hidden: number, heads: number, headSize: number): Layout {
   };
 }
 
-/** FLUX.1 as diffusers names it. A layer is a block of two streams and two of one stream: the published model has 19. */
+/** FLUX.1 as diffusers names it. A layer is a block of two streams and two of one; it has 19. */
 function fluxLayout(hidden: number, headSize: number, text: number, pooled: number): Layout {
   const channels = 64, inner = 4 * hidden;
   const norms = (at: string, names: readonly string[]) =>
@@ -313,12 +314,12 @@ function fluxLayout(hidden: number, headSize: number, text: number, pooled: numb
   };
 }
 
-// Tokens -------------------------------------------------------------------------------------------------------
+// Tokens -------------------------------------------------------------------------------------------------
 
 const SPECIAL_TOKENS = { pad_token_id: 0, mask_token_id: 1, bos_token_id: 2, eos_token_id: 3 };
 const SPECIAL_WORDS = ["<pad>", "<mask>", "<bos>", "<eos>"];
 
-/** tokenizer.json and tokenizer_config.json of a made-up vocabulary: the special tokens, then the words `w4`, `w5`, …, split at spaces. */
+/** Files of a tokenizer with a made-up vocabulary: special tokens, then words `w4`, `w5`, … at spaces. */
 export function tokenizerFiles(vocabulary: number): Readonly<Record<string, unknown>> {
   const words = Array.from({ length: vocabulary }, (_, i) => SPECIAL_WORDS[i] ?? `w${i}`);
   const flags = { single_word: false, lstrip: false, rstrip: false, normalized: false, special: true };

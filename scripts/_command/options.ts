@@ -12,8 +12,8 @@ export interface Usage {
   readonly operands: string;
   readonly about: string;
   /**
-   * Purpose of each option, under the option as the help shows it: `--flag`, `--option VALUE`, `-o, --option VALUE`, or
-   * `--option VALUE …` where it may be repeated. A key without dashes heads the options behind it.
+   * Purpose of each option, under the option as the help shows it: `--flag`, `--option VALUE`, `-o, --option
+   * VALUE`, or `--option VALUE …` where it may be repeated. A key without dashes heads the options behind it.
    */
   readonly options: Readonly<Record<string, string>>;
   /** Arguments as a user would give them, and what for. */

@@ -4,8 +4,9 @@ import process from "node:process";
 import { compilerVersion } from "../../lib/native/build.ts";
 
 /**
- * The processors of this process in so many shares, as `taskset` takes them; undefined where that is not there, or a
- * share would be empty. A program that is held to its share starts no threads that wait for another step's.
+ * The processors of this process in so many shares, as `taskset` takes them; undefined where that is not
+ * there, or a share would be empty. A program that is held to its share starts no threads that wait for
+ * another step's.
  */
 export async function processorShares(count: number): Promise<string[] | undefined> {
   if (process.platform !== "linux" || await compilerVersion("taskset") === undefined) return undefined;

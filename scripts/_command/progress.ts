@@ -11,8 +11,8 @@ const PAUSES = { bar: 100, line: 30_000, json: 10_000 };
 const BAR_CELLS = 24;
 
 /**
- * Shows how far a run is: a bar on a terminal, a line or an object now and then elsewhere, nothing when quiet. What is
- * shown goes on while the thread is busy, too: {@linkcode stopCheck} calls it.
+ * Shows how far a run is: a bar on a terminal, a line or an object now and then elsewhere, nothing when
+ * quiet. What is shown goes on while the thread is busy, too: {@linkcode stopCheck} calls it.
  */
 export class ProgressDisplay {
   readonly #quiet: boolean;
@@ -103,7 +103,7 @@ export class ProgressDisplay {
 const line = (entry: Readonly<Record<string, unknown>>) =>
   JSON.stringify({ time: new Date().toISOString(), ...entry });
 
-/** Writes to stderr at once, although the thread may be busy for long: what the system does not take is left out. */
+/** Writes to stderr at once, however busy the thread; what the system does not take is left out. */
 function write(text: string): void {
   try {
     writeSync(2, text);

@@ -46,9 +46,9 @@ export interface Context {
 }
 
 /**
- * A command as a function of its arguments and of the name that it was called by: parses them, runs `main` and sets
- * the exit code. SIGHUP, SIGINT and SIGTERM abort the signal; a second one ends the process at once. An error is one
- * message on stderr, and with `--json` an object on stdout.
+ * A command as a function of its arguments and of the name that it was called by: parses them, runs `main`
+ * and sets the exit code. SIGHUP, SIGINT and SIGTERM abort the signal; a second one ends the process at once.
+ * An error is one message on stderr, and with `--json` an object on stdout.
  */
 export const defineCommand = <U extends Usage>(
   usage: U,
@@ -72,12 +72,12 @@ async (args: readonly string[] = process.argv.slice(2), name: string = usage.nam
   }
 };
 
-/** A signal that stopped a kernel reaches its handler in JavaScript this soon, however busy the machine is. */
+/** A signal that stopped a kernel reaches its handler this soon, however busy the machine is. */
 const HANDLED_MILLISECONDS = 5000;
 
 /**
- * Waits until the handler of a signal has run, for without a handler Deno ends the process by a signal that it has not
- * handed on yet.
+ * Waits until the handler of a signal has run, for without a handler Deno ends the process by a signal that
+ * it has not handed on yet.
  */
 function handled(signal: AbortSignal): Promise<void> {
   if (signal.aborted) return Promise.resolve();
@@ -153,8 +153,8 @@ function report(error: unknown, asJson: boolean): number {
       if (!(failed instanceof OutputError)) throw failed;
     }
   }
-  // Refusals of a library's function have the project's form of messages; anything else is a defect, and its place
-  // matters.
+  // Refusals of a library's function have the project's form of messages; anything else is a defect, and its
+  // place matters.
   const isRefusal = (error instanceof TypeError || error instanceof RangeError) &&
     message.startsWith("Cannot ");
   printError(exitCode === 1 && !isRefusal ? inspect(error) : `error: ${message}`);
@@ -162,7 +162,8 @@ function report(error: unknown, asJson: boolean): number {
 }
 
 /**
- * Makes the folder that a report will lie in, and looks for the packages it takes, before the work that it reports is done.
+ * Makes the folder that a report will lie in, and looks for the packages it takes, before the work that it
+ * reports is done.
  *
  * @throws {OutputError} when the system refuses, or would refuse a file there, or one is somebody else's
  * @throws {ConfigError} when packages are missing

@@ -54,8 +54,9 @@ function ignoresHangUp(): boolean {
 }
 
 /**
- * Opens the kernels of a command: signals also stop them within a call. WebAssembly cannot be stopped there, so with
- * it a signal ends the process at once; what is on disk by then goes on with `--resume`, as after any kill.
+ * Opens the kernels of a command: signals also stop them within a call. WebAssembly cannot be stopped there,
+ * so with it a signal ends the process at once; what is on disk by then goes on with `--resume`, as after any
+ * kill.
  */
 export async function openCommandKernels(options: OpenOptions): Promise<Kernels> {
   const kernels = await openKernels({ ...options, catchSignals: true, signal: stopped });

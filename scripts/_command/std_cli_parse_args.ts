@@ -1,5 +1,6 @@
 /**
- * `@std/cli/parse-args` where JSR is out of reach: the part of `parseArgs` that the scripts use, over `minimist`.
+ * `@std/cli/parse-args` where JSR is out of reach: the part of `parseArgs` that the scripts use, over
+ * `minimist`.
  *
  * tsconfig.json, deno.json and tests/deno/import_map.json point the name here.
  * tests/config/std_contract_test.ts pins what both do.
@@ -29,8 +30,8 @@ const MARK = "\0";
 /**
  * Parses command-line arguments as `parseArgs` of `@std/cli` does, for options declared as boolean or string.
  *
- * Not the same: dotted names, `boolean: true`, collected booleans, `--no-x=value`, and undeclared options that are
- * followed by `-` or an empty argument.
+ * Not the same: dotted names, `boolean: true`, collected booleans, `--no-x=value`, and undeclared options
+ * that are followed by `-` or an empty argument.
  */
 export function parseArgs<B extends string = never, S extends string = never, C extends string = never>(
   args: readonly string[],

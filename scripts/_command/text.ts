@@ -5,8 +5,8 @@ import { OutputError } from "../../lib/errors.ts";
 import { errorCode } from "../../lib/files/whole.ts";
 
 /**
- * Prints a line, or several, on stdout, all of it before it returns. A reader that has gone away (`| head`) ends the
- * process quietly.
+ * Prints a line, or several, on stdout, all of it before it returns. A reader that has gone away (`| head`)
+ * ends the process quietly.
  *
  * @throws {OutputError} when the system refuses, as on a full disk
  */
@@ -14,7 +14,7 @@ export function print(text: string): void {
   printText(`${visible(text)}\n`);
 }
 
-/** Prints a line, or several, on stderr. Where it is full or closed nobody can be told; the exit code says it. */
+/** Prints lines on stderr. Where it is full or closed nobody can be told; the exit code says it. */
 export function printError(text: string): void {
   try {
     writeWhole(2, `${visible(text)}\n`);
@@ -24,8 +24,8 @@ export function printError(text: string): void {
 }
 
 /**
- * A text for a terminal, lines and tabs as they are: what would move the cursor, colour, or turn the direction of
- * reading stands as a code. Names from files are everywhere; JSON stays the same JSON.
+ * A text for a terminal, lines and tabs as they are: what would move the cursor, colour, or turn the
+ * direction of reading stands as a code. Names from files are everywhere; JSON stays the same JSON.
  */
 export function visible(text: string): string {
   return text.replace(

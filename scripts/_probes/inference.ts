@@ -1,6 +1,7 @@
 /**
- * `scripts/_probes/inference.ts [MODEL [TOKENS]]`: opens the kernels and, with a MODEL, loads it and runs one forward pass; prints the memory that the
- * process took at its peak. Run twice, with and without a model, it says what inference takes by itself.
+ * `scripts/_probes/inference.ts [MODEL [TOKENS]]`: opens the kernels and, with a MODEL, loads it and runs one
+ * forward pass; prints the memory that the process took at its peak. Run twice, with and without a model, it
+ * says what inference takes by itself.
  */
 import process from "node:process";
 import { peakResidentBytes } from "../../lib/eval/environment.ts";

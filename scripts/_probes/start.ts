@@ -1,6 +1,7 @@
 /**
- * `scripts/_probes/start.ts [LAYERS FOLDER]`: prints how long the import of mod.ts takes; with LAYERS, how long writing the whole report of a quantization
- * with so many made-up layers into FOLDER takes, its libraries' loading included, and how large the page gets.
+ * `scripts/_probes/start.ts [LAYERS FOLDER]`: prints how long the import of mod.ts takes; with LAYERS, how
+ * long writing the whole report of a quantization with so many made-up layers into FOLDER takes, its
+ * libraries' loading included, and how large the page gets.
  */
 import { statSync } from "node:fs";
 import process from "node:process";

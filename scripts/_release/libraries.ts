@@ -18,7 +18,7 @@ import { checkPrivateFolders } from "../../lib/files/ownership.ts";
 import { KernelError } from "../../lib/errors.ts";
 import { sha256 } from "../../lib/files/whole.ts";
 
-/** Platforms of a release and the compilers, first choice first, that build for them from another platform. */
+/** Platforms of a release and the compilers, first choice first, that build for them elsewhere. */
 const TARGETS = [
   { platform: "linux", architecture: "x64", cross: ["x86_64-linux-gnu-gcc"], machine: 62 },
   { platform: "linux", architecture: "arm64", cross: ["aarch64-linux-gnu-gcc"], machine: 183 },
@@ -43,8 +43,9 @@ function openedLibrary(plan: BuildPlan, kernels: string, version: string): strin
 }
 
 /**
- * Builds the libraries into `folder/libraries`. What was built before by the same compiler from the same sources is taken
- * from the cache. The library of this machine is opened; of others the file's header is looked at.
+ * Builds the libraries into `folder/libraries`. What was built before by the same compiler from the same
+ * sources is taken from the cache. The library of this machine is opened; of others the file's header is
+ * looked at.
  *
  * @throws {KernelError} when a compiler refuses the sources, or what it made is not for its platform
  */

@@ -1,6 +1,6 @@
 /**
- * Starts a command of the npm package. Bun and Deno run it themselves, and so does Node from version 24 on, on the
- * embedded WebAssembly; an older Node lacks Float16Array and starts Bun.
+ * Starts a command of the npm package. Bun and Deno run it themselves, and so does Node from version 24 on,
+ * on the embedded WebAssembly; an older Node lacks Float16Array and starts Bun.
  */
 import { spawn } from "node:child_process";
 import { existsSync } from "node:fs";

@@ -25,7 +25,7 @@ const ANALYSIS_PACKAGES = Object.keys(VERSIONS);
 /** Folders of kernels/ that a build of the CPU library reads. */
 const KERNEL_FOLDERS = ["include", "arithmetic", "cpu"];
 
-/** What other programs run: PyTorch, Slurm and Kubernetes. They lie in the package where they lie in a checkout. */
+/** What other programs run: PyTorch, Slurm, Kubernetes. In the package they lie as in a checkout. */
 const FOR_OTHERS = ["scripts/collect_statistics.py", "scripts/cluster"];
 
 async function run(command: string, args: readonly string[], cwd: string, what: string): Promise<string> {
@@ -154,8 +154,9 @@ function npmManifest(): unknown {
 }
 
 /**
- * Makes the npm package in the empty folder `work` and packs it into `target`. Node strips no types of files under
- * node_modules, so it holds JavaScript with declarations, and the kernels' sources, which Bun and Deno build.
+ * Makes the npm package in the empty folder `work` and packs it into `target`. Node strips no types of files
+ * under node_modules, so it holds JavaScript with declarations, and the kernels' sources, which Bun and Deno
+ * build.
  *
  * @returns the tarball's name
  */

@@ -1,4 +1,4 @@
-/** The API reference of the public doors: pages by `deno doc --html`, and a check that every symbol is documented. */
+/** The API reference of the public doors: pages by `deno doc --html`, and a check of the docstrings. */
 import { mkdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";

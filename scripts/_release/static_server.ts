@@ -30,7 +30,7 @@ export interface StaticServer {
   close(): void;
 }
 
-/** Starts serving `folder`. Paths that lead out of it, or to nothing, are 404; `answer` may stand in for a file. */
+/** Serves `folder`. Paths that lead out of it, or to nothing, are 404; `answer` may stand in. */
 export async function serveFolder(
   folder: string,
   answer?: (path: string) => OtherAnswer | undefined,

@@ -61,7 +61,8 @@ function judge({ code, output, errors }: Outcome, backend: string | undefined): 
     readonly relativeRmsError: number;
   };
   if (result.layers.join() !== "block.up.weight") throw new Error(`layers must be one, got ${output}`);
-  // 4 bits over a sine's range: a sixteenth of it a step, a step's error uniform, against the sine's own 1/√2.
+  // 4 bits over a sine's range: a sixteenth of it a step, a step's error uniform, against the sine's own
+  // 1/√2.
   if (!(result.relativeRmsError > 0 && result.relativeRmsError < 0.1)) {
     throw new Error(`the error must lie in (0, 0.1), got ${output}`);
   }
@@ -151,7 +152,7 @@ async function need(command: string, name = command): Promise<void> {
   if (!await isThere(command)) throw new Skip(`no ${name}`);
 }
 
-/** Runs a program of Deno without a cache, as often as asked, whose imports a server of the release answers. */
+/** Runs a program of Deno without a cache; a server of the release answers its imports. */
 async function served(
   folder: string,
   cwd: string,
@@ -267,7 +268,7 @@ async function jsrDryRun(): Promise<string> {
   return `${files} files, ${[...text.matchAll(/^warning\[/gm)].length} warnings`;
 }
 
-/** The C driver that compares every kernel with the scalar ones, linked with a shipped library and run by an emulator. */
+/** The C driver of every kernel against the scalar ones, with a shipped library, by an emulator. */
 async function emulated(library: string, cwd: string): Promise<string> {
   const compiler = "aarch64-linux-gnu-gcc", emulator = "qemu-aarch64";
   for (const tool of [compiler, emulator]) await need(tool);

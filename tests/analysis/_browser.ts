@@ -1,6 +1,7 @@
 /**
- * A headless Chromium, driven over its DevTools protocol (https://chromedevtools.github.io/devtools-protocol/): enough to
- * open a page, ask it things, and see every message and request. Works in Bun and Deno without a package.
+ * A headless Chromium, driven over its DevTools protocol
+ * (https://chromedevtools.github.io/devtools-protocol/): enough to open a page, ask it things, and see every
+ * message and request. Works in Bun and Deno without a package.
  */
 import { type ChildProcess, spawn } from "node:child_process";
 import { existsSync, mkdtempSync, rmSync } from "node:fs";

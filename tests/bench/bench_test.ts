@@ -234,7 +234,8 @@ describe("the kernel suite", () => {
       const { count, median } = row["bytesPerSecond"] as { count: number; median: number };
       expect([row["kernel"], count, row["callsPerSample"]]).toEqual([row["kernel"], 2, 1]);
       expect(median).toBeCloseTo((row["bytesPerCall"] as number) / 0.25e-3, 3);
-      // All calls of a group take the same time here: what has twice the weights is twice as fast, nothing else.
+      // All calls of a group take the same time here: what has twice the weights is twice as fast, nothing
+      // else.
       if (row["group"] === "Float32 products") continue; // of different sizes
       for (const ratio of row["ratios"] as { median: number }[]) expect(ratio.median).toBeCloseTo(1, 9);
     }
@@ -271,8 +272,8 @@ describe("the checkpoint suite", () => {
   });
 
   test("counts all stored bytes of the quantized tensors", () => {
-    // A layer: 512 rows of 64 weights (32 bytes of codes, a half scale, a half zero point), 64 rows of 160 weights
-    // (80 bytes, 3 groups), and the shapes of 7 matrices, 16 bytes each.
+    // A layer: 512 rows of 64 weights (32 bytes of codes, a half scale, a half zero point), 64 rows of 160
+    // weights (80 bytes, 3 groups), and the shapes of 7 matrices, 16 bytes each.
     const bytes = 512 * (32 + 2 + 2) + 64 * (80 + 3 * 4) + 7 * 16;
     const { bitsPerWeight, weights } = report.rows[0]!;
     expect(weights).toBe(4 * (512 * 64 + 64 * 160));

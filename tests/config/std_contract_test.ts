@@ -1,8 +1,8 @@
 /**
  * What the project relies on from `@std/yaml` and `@std/cli/parse-args`, and nothing more.
  *
- * Where JSR is out of reach both names stand for npm packages (package.json, tsconfig.json); the same tests hold for
- * the real ones.
+ * Where JSR is out of reach both names stand for npm packages (package.json, tsconfig.json); the same tests
+ * hold for the real ones.
  */
 import { describe, expect, test } from "bun:test";
 import { parseArgs } from "@std/cli/parse-args";

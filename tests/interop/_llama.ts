@@ -79,8 +79,9 @@ export function compareLogits(wanted: Float32Array, got: Float32Array, vocabular
 }
 
 /**
- * What a layer of this type multiplies in llama.cpp on the CPU (ggml's quantize_row_q8_0 and quantize_row_q8_K):
- * its input in 8-bit codes, in blocks of 32 with a half-precision scale, or of 256 for K-types.
+ * What a layer of this type multiplies in llama.cpp on the CPU (ggml's quantize_row_q8_0 and
+ * quantize_row_q8_K): its input in 8-bit codes, in blocks of 32 with a half-precision scale, or of 256 for
+ * K-types.
  */
 export function inputsRoundedAsLlama(type: string, input: readonly number[]): number[] {
   if (!type.startsWith("Q")) return [...input];

@@ -329,7 +329,8 @@ function check(layer: RefinableLinear, weights: Weights, loss: (weights: Weights
       };
       return (changed(at + step) - changed(at - step)) / (2 * step);
     });
-    // Entries next to nothing are held against the largest of their kind, and a key's bias, which softmax takes out, against 1.
+    // Entries next to nothing are held against the largest of their kind, and a key's bias, which softmax
+    // takes out, against 1.
     const largest = Math.max(...gradients.map(Math.abs));
     for (const [k, i] of picked.entries()) {
       const error = Math.abs(gradients[i]! - wanted[k]!);

@@ -377,7 +377,8 @@ describe("generation of Dream", () => {
   for (const algorithm of ["maskgit_plus", "topk_margin", "entropy", "origin"] as const) {
     test(`${algorithm} solves a puzzle and leaves what was given`, () => {
       for (const steps of [undefined, 1, 3, 40]) {
-        // origin writes several places at once, each without knowing of the others: right only with many steps
+        // origin writes several places at once, each without knowing of the others: right only with many
+        // steps
         if (algorithm === "origin" && steps !== 40) continue;
         const { sequences } = diffusionGenerate(model, add, 1, { algorithm, steps, excludedTokens, seed: 3 });
         expect([...sequences.subarray(0, 12)]).toEqual([2, 8, 11, 14, 7, 12, 15, 4, 12, 9, 3, 0]);

@@ -189,7 +189,8 @@ describe("dream-mini at 2 bits", () => {
     const few = { ...options, maxIterations: 4, validateEvery: 4 };
     const { losses } = refineMaskedTransformer(load(), full, data, { ...few, entropyWeight: 0.5 });
     const { quantization, markov, entropy, total } = losses;
-    // Relative to the first loss: at most τ ln 4 with 4 codes, at least a tenth of that at half a step squared.
+    // Relative to the first loss: at most τ ln 4 with 4 codes, at least a tenth of that at half a step
+    // squared.
     const most = (iteration: number) => 0.5 * (1 - iteration / 4) * quantization[0]! * Math.log(4);
     for (const [i, loss] of entropy.entries()) {
       expect([-loss > 0.1 * most(i), -loss < most(i)]).toEqual([true, true]);

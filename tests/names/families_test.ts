@@ -121,7 +121,8 @@ withPython("families of diffusers", () => {
     const percent = (value: number) => (100 * value).toFixed(2);
     for (const [family, groups] of Object.entries(measured)) {
       const layers = groups["bit_width"]!, head = groups["head"];
-      // a weight of the last layers costs more than a hundred times one of a block, but in SDXL, which ends in a convolution
+      // a weight of the last layers costs more than a hundred times one of a block, but in SDXL, which ends
+      // in a convolution
       if (family !== "sdxl") {
         expect(head![2] / head!.weights).toBeGreaterThan(30 * layers[2] / layers.weights);
       }

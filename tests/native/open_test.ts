@@ -42,8 +42,8 @@ function openInChild(environment: Record<string, string>, options = "{}", flags?
 }
 
 /**
- * An empty cache, and a compiler that does not optimize and keeps each object for the next build: when the library is
- * built is looked at here, not how fast it gets.
+ * An empty cache, and a compiler that does not optimize and keeps each object for the next build: when the
+ * library is built is looked at here, not how fast it gets.
  */
 function buildEnvironment(cache: string, compiler: string): Record<string, string> {
   const command = join(folder, "unoptimized");

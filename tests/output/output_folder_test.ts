@@ -226,7 +226,8 @@ describe("the output folder", () => {
       readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim().replaceAll("-", ""),
       /\d+/.exec(readlinkSync("/proc/self/ns/pid"))![0],
     ];
-    // A number that a process has which started at another time; one that nobody has; this process before it was this.
+    // A number that a process has which started at another time; one that nobody has; this process before it
+    // was this.
     const other = process.platform === "linux" ? [`1-${boot}.5.${namespace}`] : [];
     for (const holder of [...other, `${2 ** 22 + 1}-0`, `${process.pid}-0`]) {
       mkdirSync(work, { recursive: true });
@@ -235,7 +236,8 @@ describe("the output folder", () => {
       expect(existsSync(work)).toBe(false);
     }
     mkdirSync(work);
-    // Of another host; before a restart, or on a machine of the same name; in another container; none of ours.
+    // Of another host; before a restart, or on a machine of the same name; in another container; none of
+    // ours.
     const dead = 2 ** 22 + 1, elsewhere = ["elsewhere.invalid-1-0-0", "x"];
     if (process.platform === "linux") {
       elsewhere.push(`${host}-${dead}-${"0".repeat(32)}.5.${namespace}-0`, `${host}-${dead}-${boot}.5.1-0`);

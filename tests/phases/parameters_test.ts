@@ -121,7 +121,8 @@ describe("rounded activations at run time", () => {
               wanted += codes[k]! * dense[row * cols + k]!;
               size += Math.abs(codes[k]! * dense[row * cols + k]!);
             }
-            // A grid's whole zero point may be the next one, which moves a code by one where it lies between two.
+            // A grid's whole zero point may be the next one, which moves a code by one where it lies between
+            // two.
             const slack = own.perToken === undefined ? 1e-5 * size + 1e-6 : 0.05 * size + 0.05;
             expect([name, Math.abs(out[token * rows + row]! - wanted) <= slack]).toEqual([name, true]);
           }

@@ -38,8 +38,8 @@ test("a run keeps to --max-memory as forecast, below the weights that it reads, 
   const free = quantized("free"), bound = quantized("bound", "--max-memory", "205MB");
   expect(free.peak).toBeGreaterThan(bound.peak);
   expect(bound.peak).toBeLessThan(1.1 * 205e6);
-  // Runs of less than two seconds have no forecast. Without a bound garbage is collected late on a busy machine: the
-  // same run has had peaks of 241 and 371 MB.
+  // Runs of less than two seconds have no forecast. Without a bound garbage is collected late on a busy
+  // machine: the same run has had peaks of 241 and 371 MB.
   for (const { peak, forecast } of [free, bound]) {
     if (forecast !== undefined) expect(forecast / peak).toBeLessThan(4 / 3);
   }

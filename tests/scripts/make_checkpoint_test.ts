@@ -37,7 +37,8 @@ describe("make_checkpoint.ts --layout flux", () => {
     const matrices = [...checkpoint.tensors.values()].filter(({ info: { shape } }) => shape.length === 2);
     expect([...own.inputs.values()].flatMap(({ layers }) => layers).sort())
       .toEqual(matrices.map(({ info }) => info.name).sort());
-    // What FLUX's blocks read in one product: query, key and value, and in blocks of one stream the feed-forward too.
+    // What FLUX's blocks read in one product: query, key and value, and in blocks of one stream the
+    // feed-forward too.
     const together = own.inputOf("single_transformer_blocks.1.attn.to_q.weight").layers;
     expect(together.map((name) => name.replace(/^single_transformer_blocks\.1\./, "")))
       .toEqual(["attn.to_q.weight", "attn.to_k.weight", "attn.to_v.weight", "proj_mlp.weight"]);

@@ -55,8 +55,9 @@ export function thrown(call: () => unknown): Error & { code?: string; path?: str
 }
 
 /**
- * A safetensors reader written from the format's description alone, sharing nothing with lib/tensor, with the demands
- * of the reference implementation: "{" first, length ≤ 100 MB, tensors in order of offset without holes.
+ * A safetensors reader written from the format's description alone, sharing nothing with lib/tensor, with the
+ * demands of the reference implementation: "{" first, length ≤ 100 MB, tensors in order of offset without
+ * holes.
  */
 export function readIndependently(path: string) {
   const file = readFileSync(path);

@@ -53,8 +53,8 @@ const settingsOf = (
 ): Readonly<Record<string, Json>> => ({ title, ...settings });
 
 /**
- * One run of all shards, whatever their order. Full precision, which every shard measures for itself, stands there once:
- * of the first shard that has it.
+ * One run of all shards, whatever their order. Full precision, which every shard measures for itself, stands
+ * there once: of the first shard that has it.
  *
  * @throws {CheckpointError} naming shards that are missing, there twice, or of another run or version
  */

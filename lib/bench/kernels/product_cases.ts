@@ -159,7 +159,7 @@ export function int8LinearCase(operands: ProductOperands, bits: BitWidth): Kerne
 export const LINEAR_TRELLIS = "2 bits, trellis, F32 activations";
 export const LINEAR_TRELLIS_INT8 = "2 bits, trellis, 8-bit activations";
 
-/** Codes, scales and zero points of 2 bits, taken as trellis codes, scales and offsets: any codes take the same time. */
+/** Arrays of 2 bits, taken as trellis codes, scales and offsets: any codes take the same time. */
 const trellisArrays = (operands: ProductOperands) => {
   const [packed, scale, offset] = operands.packed(2);
   return [packed, scale, offset!] as const;

@@ -78,9 +78,9 @@ export const defaultContenders = (options: ContenderOptions): Contender[] =>
 /**
  * Our solvers and re-implementations of others at every setting. GPTQ as its reference code runs it, block by
  * block, and on the inputs of the full-precision model for all layers (`at once`). All have the same bits in
- * every matrix, without the rules that give some of ours more, and are calibrated on the same data with the same
- * weights of positions; where those differ, `best` and GPTQ come a second time with
- * all positions alike, as GPTQ was published.
+ * every matrix, without the rules that give some of ours more, and are calibrated on the same data with the
+ * same weights of positions; where those differ, `best` and GPTQ come a second time with all positions alike,
+ * as GPTQ was published.
  */
 export function gridContenders(
   kernels: Kernels,

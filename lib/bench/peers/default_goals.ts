@@ -29,8 +29,8 @@ const text = (own: number, other: number) =>
 const weightsOf = (groupSize: GroupSize): number => groupSize === 0 ? Infinity : groupSize;
 
 /**
- * Own samples beside real data at each setting, and real data with more bits or smaller groups beside those with less.
- * Nothing where the others were not measured.
+ * Own samples beside real data at each setting, and real data with more bits or smaller groups beside those
+ * with less. Nothing where the others were not measured.
  */
 export function defaultGoals(model: string, measured: readonly MeasuredDistance[], unit: string): Goal[] {
   const real = measured.filter((own) => own.name === gridName(BEST_ON.real, own));

@@ -47,8 +47,9 @@ function shrink(x: number, beta: number): number {
  * that fits W − W_e; the scale stays that of minimum and maximum. As in the reference code the end is decided
  * for the whole matrix, and the zero points behind the last iteration are taken, not the best ones met.
  *
- * **Shapes** `weights: f32[rows, cols]`. In float64, where the reference code uses float32 or half precision. Groups do not cross rows;
- * the last is shorter where the size does not divide `cols`, which the reference code refuses.
+ * **Shapes** `weights: f32[rows, cols]`. In float64, where the reference code uses float32 or half precision.
+ * Groups do not cross rows; the last is shorter where the size does not divide `cols`, which the reference
+ * code refuses.
  */
 export function fitHqq(
   weights: Float32Array,

@@ -1,6 +1,7 @@
 /**
- * GGUF files side by side, all run by llama.cpp's own library: those of its quantizers with importance weights from the
- * same calibration data, and ours of the same types. Bits per weight are those of the whole file.
+ * GGUF files side by side, all run by llama.cpp's own library: those of its quantizers with importance
+ * weights from the same calibration data, and ours of the same types. Bits per weight are those of the whole
+ * file.
  */
 import { Buffer } from "node:buffer";
 import { mkdtempSync, rmSync, statSync, writeFileSync } from "node:fs";
@@ -29,7 +30,7 @@ const THEIRS: Readonly<Record<"Q2_K" | "IQ2_XS" | "IQ2_S" | "Q3_K" | "Q4_K", Ggm
 };
 const OURS = { Q2_K: 2, Q2_0: 2, Q3_K: 3, Q4_K: 4 } as const;
 
-/** Its threads wait for each other without sleeping, which takes forever beside other work; small models need one. */
+/** Its threads wait without sleeping, which takes forever beside other work; small models need one. */
 const THREADS = 1;
 
 const theirName = (type: string) => `llama.cpp: its ${type} + imatrix`;

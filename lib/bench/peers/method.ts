@@ -119,7 +119,7 @@ export function neededInputs(name: string, inputs: LayerInputs | undefined): Lay
   throw new TypeError(`${doing(name)}: it needs the second moment of the inputs, got none`);
 }
 
-/** A method written here, of codes with a scale and a zero point a group: checked, named, and its bytes counted. */
+/** A method of codes with a scale and a zero point a group: checked, named, its bytes counted. */
 export function reimplementation(
   method: string,
   setting: GridSetting,

@@ -316,7 +316,7 @@ function distanceOf({ contender, measurement }: Measured): MeasuredDistance[] {
     : [{ name, bits, groupSize, distance: measurement.distance.value }];
 }
 
-/** What `solver: auto` chooses between: rounding, clip search, and `best` on each source of calibration data. */
+/** What `solver: auto` chooses between: rounding, clip search, `best` on each source of data. */
 export const defaultsSuite: Suite<PeersRow> = comparisonSuite({
   name: "defaults",
   summary: "rounding, clip search, and best on real, own and synthetic calibration data",

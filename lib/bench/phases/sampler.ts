@@ -79,7 +79,7 @@ export function samplerSections(
   };
 }
 
-/** `Σ ‖x − wanted‖² / Σ ‖wanted‖²` with its interval over images, a learned variance left out. */
+/** `Σ ‖x − wanted‖² / Σ ‖wanted‖²` with its interval, without a learned variance. */
 function relativeError({ full, images, seed }: Run, x: Float32Array, wanted: Float32Array): Interval {
   const { errors, norms } = squaredDistances(x, wanted, images, full.imageElements);
   return bootstrapRatio(errors, norms, { seed });

@@ -15,7 +15,8 @@ const numbers = (args: readonly Argument[], ...at: readonly number[]) => at.map(
 const elements = (args: readonly Argument[], at: number) => (args[at] as Float32Array).length;
 
 /**
- * Floating-point operations that a call cannot do without, from its arguments as in kernels/include/arrowquant.h:
+ * Floating-point operations that a call cannot do without, from its arguments as in
+ * kernels/include/arrowquant.h:
  *
  * ```text
  * aq_multiply           2 · rows · k · cols

@@ -1,6 +1,7 @@
 /**
- * What solving from saved statistics costs: a block of FLUX's single-stream shape with random weights and second
- * moments in blocks, quantized to Q4_K by the two-level search of the weights alone and from statistics.
+ * What solving from saved statistics costs: a block of FLUX's single-stream shape with random weights and
+ * second moments in blocks, quantized to Q4_K by the two-level search of the weights alone and from
+ * statistics.
  */
 import { mkdirSync } from "node:fs";
 import { join } from "node:path";
@@ -74,8 +75,8 @@ const processorSeconds = () => {
 };
 
 /**
- * Quantizes the block with each solver. From statistics their reading counts, and what follows the forecast, which
- * takes some seconds whatever the model's size.
+ * Quantizes the block with each solver. From statistics their reading counts, and what follows the forecast,
+ * which takes some seconds whatever the model's size.
  *
  * @param width of the published 3072
  */
@@ -142,7 +143,7 @@ export const statisticsSection = (rows: readonly StatisticsRow[]): Section =>
     ],
   );
 
-/** What is wanted of the default solver. @param isPublished whether the width is that of the published model */
+/** What is wanted of the default solver. @param isPublished whether the width is the published one */
 export const statisticsGoals = (rows: readonly StatisticsRow[], isPublished: boolean): Goal[] =>
   rows.slice(-1).map(({ solver, ofClip }): Goal => {
     const goal = `${solver} from statistics, Q4_K, FLUX's shape`,

@@ -53,7 +53,7 @@ export function numbersLike(count: number, seed: number): Float32Array<ArrayBuff
 /** Most columns of the product that the others are held against. */
 const PRODUCT_COLUMNS = 2048;
 
-/** Operations and seconds of a product `[rows, cols] × [cols, n]` of ours and, where it is there, of OpenBLAS. */
+/** Operations and seconds of a product `[rows, cols] × [cols, n]` of ours and of OpenBLAS. */
 function productsOf(
   kernels: Kernels,
   blas: Blas | undefined,
@@ -99,7 +99,7 @@ function productRate(kernels: Kernels, a: Float32Array, b: Float32Array, rows: n
   return 2 * rows * cols * n / seconds;
 }
 
-/** Bytes that a shape's arrays take at once: the moment and its factor, a layer in its forms, inputs and a product. */
+/** Bytes of a shape's arrays: the moment and its factor, a layer in its forms, inputs and a product. */
 const bytesOf = ({ rows, cols, tokens }: MeasuredShape): number =>
   4 * (2 * cols * cols + 6 * rows * cols + tokens * cols + Math.min(cols, PRODUCT_COLUMNS) * cols);
 

@@ -1,6 +1,6 @@
 /**
- * Seconds of solving at the widths of published models, and a forecast of `best` for these models from the rates of this
- * run. The forecast of a run of one's own is lib/pipeline/forecast.ts.
+ * Seconds of solving at the widths of published models, and a forecast of `best` for these models from the
+ * rates of this run. The forecast of a run of one's own is lib/pipeline/forecast.ts.
  */
 import { chooseMoment } from "../../calibration/moment_structure.ts";
 import type { Effort } from "../../config/names.ts";
@@ -151,7 +151,7 @@ export interface Forecast {
   readonly goalMinutes: number;
 }
 
-/** Minutes of `best` for a model: gathering and forward passes by position, factors by input, solving by row. */
+/** Minutes of `best` for a model: gathering by position, factors by input, solving by row. */
 function forecastsOf(
   { name, blocks, inputs, goals }: PublishedModel,
   times: ReadonlyMap<number, WidthTimes>,

@@ -1,7 +1,7 @@
 /**
- * The suite of the calibrated solver's speed: its kernels at the widths of Dream 7B as shares of the same run's own
- * product of matrices (SGEMM), whole runs of `best`, and a forecast for published models from the rates of this run.
- * Weights and inputs are random: no accuracy. Each part is a file beside this one.
+ * The suite of the calibrated solver's speed: its kernels at the widths of Dream 7B as shares of the same
+ * run's own product of matrices (SGEMM), whole runs of `best`, and a forecast for published models from the
+ * rates of this run. Weights and inputs are random: no accuracy. Each part is a file beside this one.
  */
 import { withThreads } from "../../native/mod.ts";
 import { SOLVER_SPEED_PARTS, type SolverSpeedPart } from "../options.ts";

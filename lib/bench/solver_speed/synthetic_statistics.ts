@@ -1,4 +1,4 @@
-/** Statistics of inputs that nobody read: second moments of a formula, in blocks, to time solving from statistics. */
+/** Statistics of made-up inputs: second moments of a formula, to time solving from statistics. */
 import { type InputMoments, momentBlocks } from "../../quant/solvers/moments.ts";
 import { momentElements } from "../../native/call_checks.ts";
 import { CalibrationStatistics, equalTimeGroups, writeCalibrationStatistics } from "../../time/mod.ts";
@@ -10,7 +10,7 @@ export interface SyntheticInput {
   readonly matrices: readonly (readonly [name: string, rows: number])[];
 }
 
-/** Part of the inputs' power that all columns share: without it the numbers far from the diagonal would be denormal. */
+/** Part of the inputs' power that all columns share: without it far numbers would be denormal. */
 const SHARED = 0.1;
 /** Correlation of neighbours in the rest, of the next but one its square, and so on. */
 const NEIGHBOURS = 0.8;

@@ -1,6 +1,6 @@
 /**
- * llama.cpp's own library as the peer of a denoising step: a Dream model of given sizes with random weights in
- * one of ggml's types, written as GGUF, opened and run by the library of the npm package
+ * llama.cpp's own library as the peer of a denoising step: a Dream model of given sizes with random weights
+ * in one of ggml's types, written as GGUF, opened and run by the library of the npm package
  * `@node-llama-cpp/linux-x64`.
  */
 import { closeSync, openSync, readdirSync, writeSync } from "node:fs";

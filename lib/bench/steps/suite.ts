@@ -1,8 +1,8 @@
 /**
  * The steps suite: one denoising step of 256 positions from packed weights at the widths of published models,
  * beside llama.cpp's step on a file of the same shapes; and what 8-bit activations change in the predictions
- * of the reference models. Weights of the steps are random and their layers few: a step of all layers takes as
- * many times longer.
+ * of the reference models. Weights of the steps are random and their layers few: a step of all layers takes
+ * as many times longer.
  */
 import { join } from "node:path";
 import { resolveConfig } from "../../config/mod.ts";

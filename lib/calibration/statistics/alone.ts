@@ -70,7 +70,7 @@ const faultIn = (path: string) => (reason: string, tensor?: string) =>
     tensor === undefined ? { path } : { path, tensor },
   );
 
-/** Layers in a checkpoint: by their names, behind other prefixes, or in the other layout of an image model. */
+/** Layers in a checkpoint: by their names, behind other prefixes, or in an image model's other layout. */
 function namesIn(checkpoint: Checkpoint, layers: readonly string[]): Map<string, LayerPlace> {
   const placesOf = moduleFinder(checkpoint), expertsOf = expertFinder(checkpoint);
   return new Map(layers.flatMap((layer): [string, LayerPlace][] => {
@@ -85,7 +85,7 @@ function namesIn(checkpoint: Checkpoint, layers: readonly string[]): Map<string,
   }));
 }
 
-/** @throws {CalibrationError} when a layer has another shape in the checkpoint, or no statistics where it must */
+/** @throws {CalibrationError} when a layer has another shape in the checkpoint, or lacks statistics */
 function checkShapes(
   statistics: CalibrationStatistics,
   names: ReadonlyMap<string, LayerPlace>,

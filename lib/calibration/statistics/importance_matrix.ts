@@ -1,7 +1,8 @@
 /**
- * Importance matrices of llama.cpp as statistics: the diagonal of a second moment, and how often it was added to. Both
- * forms that `llama-imatrix` writes: GGUF (`<name>.in_sum2`, `<name>.counts`, a row an expert), and the older
- * binary one, whose numbers are sums over chunks of text (tools/imatrix/imatrix.cpp, common/imatrix-loader.cpp).
+ * Importance matrices of llama.cpp as statistics: the diagonal of a second moment, and how often it was added
+ * to. Both forms that `llama-imatrix` writes: GGUF (`<name>.in_sum2`, `<name>.counts`, a row an expert), and
+ * the older binary one, whose numbers are sums over chunks of text (tools/imatrix/imatrix.cpp,
+ * common/imatrix-loader.cpp).
  */
 import { closeSync, existsSync, fstatSync } from "node:fs";
 import { basename } from "node:path";

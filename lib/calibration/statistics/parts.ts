@@ -17,8 +17,8 @@ export const shardPath = (path: string, shard: Shard): string =>
   `${path.replace(/\.safetensors$/, "")}.${shardFolder(shard)}.safetensors`;
 
 /**
- * Calibration data with the samples of one shard: whole chunks, as many as the others' within one. The samples are those
- * that one pass would draw.
+ * Calibration data with the samples of one shard: whole chunks, as many as the others' within one. The
+ * samples are those that one pass would draw.
  *
  * @throws {CalibrationError} as {@linkcode loadCalibration}, and where there are fewer chunks than shards
  */
@@ -71,7 +71,8 @@ export function runOf(run: CalibrationRun, shard: Shard | undefined): Calibratio
 }
 
 /**
- * Statistics added up in their order; of a pass in parts all parts, whatever their order, as those of the one pass.
+ * Statistics added up in their order; of a pass in parts all parts, whatever their order, as those of the one
+ * pass.
  *
  * @throws {CalibrationError} when parts are missing or there twice, or statistics do not belong together
  */
@@ -89,7 +90,7 @@ export function mergeStatistics(all: readonly CalibrationStatistics[]): Calibrat
 
 const shardOf = ({ runs: [run] }: CalibrationStatistics) => run!.shard!;
 
-/** @param all those that were given, for messages @throws {CalibrationError} unless these are all parts of a pass */
+/** @param all those given, for messages @throws {CalibrationError} unless these are all of a pass */
 function checkParts(parts: readonly CalibrationStatistics[], all: readonly CalibrationStatistics[]): void {
   const { count, of } = shardOf(parts[0]!);
   const fail = (reason: string) =>

@@ -1,4 +1,4 @@
-/** ggml's blocks out of packed matrices whose grid is a type's own, so that its dequantized weights are ours. */
+/** ggml's blocks out of packed matrices whose grid is a type's own: its dequantized weights are ours. */
 import * as call from "../../native/functions.ts";
 import type { Kernels } from "../../native/mod.ts";
 import { checkPackedTensor, levelsOf, packedRows, type PackedTensor } from "../../quant/packed/layout.ts";
@@ -10,10 +10,11 @@ export type BlockType = Exclude<GgmlType, "F32" | "F16" | "BF16">;
 export const isBlockType = (type: GgmlType): type is BlockType => GGML_TYPES[type].block > 1;
 
 /**
- * The blocks of some rows of a packed matrix, whose grid must be the type's. A weight 0 may be −0 there: Q2_0 has the
- * opposite scale, Q3_K negative ones.
+ * The blocks of some rows of a packed matrix, whose grid must be the type's. A weight 0 may be −0 there: Q2_0
+ * has the opposite scale, Q3_K negative ones.
  *
- * @throws {TypeError | RangeError} when the arrays do not fit the tensor's sizes, or the type has no such grid
+ * @throws {TypeError | RangeError} when the arrays do not fit the tensor's sizes, or the type has no such
+ * grid
  */
 export function encodeBlocks(
   kernels: Kernels,

@@ -131,7 +131,7 @@ function putValue(out: Bytes, given: GgufValue): void {
   }
 }
 
-/** Everything in front of the data, padded to the alignment. Tensors lie in this order, each padded behind. */
+/** Everything in front of the data, padded to the alignment. Tensors lie in this order, each padded. */
 export function ggufHeader(
   metadata: GgufMetadata,
   tensors: readonly GgufTensorInfo[],

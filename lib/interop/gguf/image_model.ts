@@ -1,4 +1,4 @@
-/** Image models as the readers of GGUF load them: names of their own code, parts that belong together in one tensor. */
+/** Image models as readers of GGUF load them: names of their own code, parts joined in one tensor. */
 import { quote } from "../../files/positional.ts";
 import { cannotHold, type ExportSource, type ExportTensor } from "../format.ts";
 import { text } from "./container.ts";
@@ -27,7 +27,8 @@ export const isImageModel = ({ tensors }: ExportSource): boolean =>
 /**
  * Describes an image model.
  *
- * @throws {CheckpointError} when a tensor has no place in its family's table, or parts that belong together are missing
+ * @throws {CheckpointError} when a tensor has no place in its family's table, or parts that belong together
+ * are missing
  */
 export function imageGguf(source: ExportSource): GgufModel {
   const { tensors } = source,

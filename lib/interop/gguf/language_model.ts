@@ -65,7 +65,7 @@ const FAMILIES: Readonly<Record<"dream" | "llada", Names>> = {
   },
 };
 
-/** Name in the file; undefined for what the model does not read, as a tied head that is stored all the same. */
+/** Name in the file; undefined for what the model does not read, as a tied head that is stored. */
 function nameOf(name: string, { blocks, block, outside }: Names, tiesHead: boolean): string | undefined {
   const [, module, part] = /^(.+)\.(weight|bias)$/.exec(name) ?? [];
   if (module === undefined) return undefined;
@@ -75,7 +75,7 @@ function nameOf(name: string, { blocks, block, outside }: Names, tiesHead: boole
   return index === undefined ? `${own}.${part}` : `blk.${index}.${own}.${part}`;
 }
 
-/** Rotary pairs that are neighbours there and halves of a head here: row 2k + j of a head is our row j·d/2 + k. */
+/** Rotary pairs are neighbours there, halves of a head here: row 2k + j of a head is our row j·d/2 + k. */
 const neighbours = (headSize: number): RowOrder => ({
   block: headSize,
   order: (row) => row % 2 * headSize / 2 + Math.floor(row / 2),

@@ -17,7 +17,7 @@ import { encodeBlocks, isBlockType } from "./blocks.ts";
 import { MAX_GGUF_NAME } from "./container.ts";
 import { GGML_TYPES, type GgmlType, isGgmlType, rowBytes } from "./types.ts";
 
-/** Another order of rows inside blocks of so many: row `i` of a block in the file is the source's row `order(i)`. */
+/** Another order of rows inside blocks: row `i` of a block in the file is the source's row `order(i)`. */
 export interface RowOrder {
   readonly block: number;
   readonly order: (row: number) => number;
@@ -58,7 +58,7 @@ const PLAIN: Readonly<Record<FloatDtype, readonly PlainType[]>> = {
   F8_E5M2: ["F16", "BF16", "F32"],
 };
 
-/** Types with block scales that hold a packed layer's grid exactly, the smallest first; and why there is none. */
+/** Types with block scales that hold a layer's grid exactly, the smallest first; or why there is none. */
 function gridTypes(layer: PackedLayer): { readonly types: readonly GgmlType[]; readonly reason: string } {
   const { bits, groupSize, scaleBits, zeroPointKind, cols, codes } = layer, types: GgmlType[] = [];
   const add = (type: GgmlType, fits: boolean) => {

@@ -1,4 +1,4 @@
-/** A tokenizer in the words of llama.cpp's metadata: byte-level BPE, and vocabularies of single characters. */
+/** A tokenizer in llama.cpp's metadata: byte-level BPE, and vocabularies of single characters. */
 import { readTokenizerFiles } from "../../models/mod.ts";
 import { templateOf } from "../../models/tokenizer/chat.ts";
 import { addedAround } from "../../models/tokenizer/check.ts";
@@ -21,8 +21,8 @@ const cased = (short: string) =>
   `[^\\r\\n\\p{L}\\p{N}]?${LOWER}*${UPPER}+${short}|[^\\r\\n\\p{L}\\p{N}]?${LOWER}+${UPPER}*${short}`;
 
 /**
- * Names of llama.cpp's pre-tokenizers by the patterns at which tokenizer.json splits, one line each. A name implies
- * whether merges are ignored for whole tokens.
+ * Names of llama.cpp's pre-tokenizers by the patterns at which tokenizer.json splits, one line each. A name
+ * implies whether merges are ignored for whole tokens.
  */
 const PRE: readonly { readonly name: string; readonly splits: string; readonly ignoresMerges?: boolean }[] = [
   { name: "qwen2", splits: tail("\\p{N}") },

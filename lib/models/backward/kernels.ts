@@ -56,7 +56,8 @@ export function packedGradient(
 }
 
 /**
- * Gradients of scales and offsets of trellis codes from that of the weights: `Σ dw · level` and `Σ dw` over each group.
+ * Gradients of scales and offsets of trellis codes from that of the weights: `Σ dw · level` and `Σ dw` over
+ * each group.
  *
  * **Shapes** `dw: f32[rows, cols]` → `dscale` and `doffset: f32[rows, groups]`
  */

@@ -374,7 +374,7 @@ export class RefinableLayers {
   }
 }
 
-/** Base of the families' gradients: the layers that are refined, the last call, and the tapes of its blocks. */
+/** Base of the families' gradients: the refined layers, the last call, and the tapes of its blocks. */
 export abstract class ModelGradients<Call, Value extends string> {
   protected call: Call | undefined;
   protected tapes: readonly Tape<Value>[] = [];

@@ -1,4 +1,4 @@
-/** Settings of generation out of generation_config.json: those that are honoured, and the names of the others. */
+/** Settings of generation_config.json: those that are honoured, and the names of the others. */
 import { DREAM_ALGORITHMS, type DreamAlgorithm } from "../masked/dream.ts";
 import { MAX_STEPS } from "../masked/generation.ts";
 import { type Remasking, REMASKINGS } from "../masked/llada.ts";

@@ -1,4 +1,4 @@
-/** Sizes and constants of masked diffusion language models out of config.json, with the special tokens of both its files. */
+/** Sizes, constants and special tokens of masked diffusion language models, out of their two files. */
 import type { MaskedTransformerConfig } from "../masked/config.ts";
 import { type ConfigFields, MAX_BLOCKS } from "../model_config.ts";
 import { rotaryTheta } from "./rope.ts";
@@ -53,7 +53,7 @@ export function sdarConfig(fields: ConfigFields): MaskedTransformerConfig {
   };
 }
 
-/** Most experts of all blocks: published models have up to 16 thousand, and each costs a list of tensor names. */
+/** Most experts of all blocks: published models have up to 16 thousand, each with tensors' names. */
 const MAX_EXPERTS = 2 ** 16;
 
 /** LLaDA-MoE's configuration. */

@@ -40,8 +40,8 @@ export interface StageStop {
   /** As a {@linkcode LayerObserver} gets it. */
   readonly residual?: Float32Array | undefined;
   /**
-   * Scratch, beside `x` and the hidden states, that the rest of the block reads: whoever lets other runs of the model
-   * come between puts all these back before this one goes on.
+   * Scratch, beside `x` and the hidden states, that the rest of the block reads: whoever lets other runs of
+   * the model come between puts all these back before this one goes on.
    */
   readonly kept?: readonly Float32Array<ArrayBuffer>[] | undefined;
 }

@@ -41,7 +41,7 @@ export interface ModulationShape {
   readonly batch: number;
   readonly tokens: number;
   readonly cols: number;
-  /** Floats from one batch item's row to the next; default `cols`. Six chunks of one tensor have 6 · cols. */
+  /** Floats from one item's row to the next; default `cols`. Six chunks of a tensor have 6 · cols. */
   readonly stride?: number | undefined;
 }
 

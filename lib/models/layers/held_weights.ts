@@ -1,6 +1,6 @@
 /**
- * Matrices of a checkpoint that are read when they are first needed and let go when others need their memory: of those
- * of the same size, otherwise of all, the one that was not used for longest.
+ * Matrices of a checkpoint that are read when they are first needed and let go when others need their memory:
+ * of those of the same size, otherwise of all, the one that was not used for longest.
  */
 import { throwIfStopped } from "../../progress.ts";
 
@@ -51,8 +51,8 @@ export class HeldWeights {
   }
 
   /**
-   * Lets matrices go until one more fits. Blocks are alike: mostly the memory of one of the same size is taken as it is,
-   * so that nothing waits to be collected.
+   * Lets matrices go until one more fits. Blocks are alike: mostly the memory of one of the same size is
+   * taken as it is, so that nothing waits to be collected.
    */
   #room(byteLength: number): Uint8Array<ArrayBuffer> | undefined {
     if (this.#bytes + byteLength <= this.limitBytes) return undefined;

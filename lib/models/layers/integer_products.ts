@@ -29,7 +29,7 @@ export class IntegerProducts {
   #packed = new Uint32Array(0);
   #rowScales = new Uint16Array(0);
   #rowZeroPoints = new Uint16Array(0);
-  /** Whether plain weights are rounded to 8 bits each time they are used, and multiplied by integer products. */
+  /** Whether plain weights are rounded to 8 bits whenever they are used, for integer products. */
   roundsWeights = false;
 
   /** @param path of the checkpoint, for messages */

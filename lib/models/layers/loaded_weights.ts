@@ -86,8 +86,8 @@ export abstract class LoadedWeights<Config, Parts> {
   }
 
   /**
-   * While it is set, linear layers without time parameters run at 8 bits, weights by a range a row and inputs by one a
-   * position: twice as fast, for a model that makes samples.
+   * While it is set, linear layers without time parameters run at 8 bits, weights by a range a row and inputs
+   * by one a position: twice as fast, for a model that makes samples.
    */
   set roundsWeights(isOn: boolean) {
     this.#products.roundsWeights = isOn;

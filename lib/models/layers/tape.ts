@@ -30,8 +30,8 @@ export class Tape<Name extends string> {
 }
 
 /**
- * Memory for a value: kept on the tape, if there is one; else the workspace's, or `shared`, overwritten, which kernels
- * hold until the end of the pass.
+ * Memory for a value: kept on the tape, if there is one; else the workspace's, or `shared`, overwritten,
+ * which kernels hold until the end of the pass.
  */
 export function memoryFor<Name extends string>(
   { workspace, kernels: { arrays } }: { readonly workspace: Workspace; readonly kernels: Kernels },

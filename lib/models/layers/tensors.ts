@@ -36,8 +36,8 @@ export interface LoadOptions {
   /** Inputs of packed layers whose time parameters do not quantize them. Default `f32`. */
   readonly activations?: ActivationPrecision | undefined;
   /**
-   * Plain matrices are read when a run first needs them, and may be let go for others: the checkpoint must stay open.
-   * By default all are read at once, and kept.
+   * Plain matrices are read when a run first needs them, and may be let go for others: the checkpoint must
+   * stay open. By default all are read at once, and kept.
    */
   readonly held?: HeldWeights | undefined;
 }

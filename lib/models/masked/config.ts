@@ -75,7 +75,7 @@ export function maskedGradientCost(
   return { scratchBytes: 4 * (blocks * kept + others), recomputedBytes: 4 * (kept + others) };
 }
 
-/** Numbers that a mixture keeps for a row where nobody looks: the router's, the sum, an expert's input, gate, up and output. */
+/** Numbers that a mixture keeps for a row: the router's, the sum, an expert's input, gate, up, output. */
 const mixtureFloats = ({ experts, expertSize }: MixtureConfig, hiddenSize: number): number =>
   experts + 3 * hiddenSize + 2 * expertSize;
 

@@ -1,6 +1,6 @@
 /**
- * A family of masked language models: the transformer under the family's names, and its own way to write. One entry of
- * the table in ../families.ts.
+ * A family of masked language models: the transformer under the family's names, and its own way to write. One
+ * entry of the table in ../families.ts.
  */
 import type { KeyRow } from "../configuration/keys.ts";
 import type { Checkpoint } from "../../tensor/mod.ts";

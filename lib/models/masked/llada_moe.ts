@@ -1,6 +1,7 @@
 /**
- * LLaDA-MoE: LLaDA with mixtures of experts in place of feed-forwards, and heads that are normalized. Tensor names and
- * arithmetic are those of `LLaDAMoEModelLM` (inclusionAI/LLaDA-MoE-7B-A1B); it is written from as LLaDA is.
+ * LLaDA-MoE: LLaDA with mixtures of experts in place of feed-forwards, and heads that are normalized. Tensor
+ * names and arithmetic are those of `LLaDAMoEModelLM` (inclusionAI/LLaDA-MoE-7B-A1B); it is written from as
+ * LLaDA is.
  */
 import type { Kernels } from "../../native/mod.ts";
 import { loadAs } from "../family.ts";

@@ -1,7 +1,7 @@
 /**
- * Mixtures of experts: a router gives every token weights, and the token goes through the experts with the largest.
- * An expert runs on its tokens alone. Where somebody looks at what its layers read it is shown a row for every position,
- * with zeros for those that others have, so that rows stay those of the positions.
+ * Mixtures of experts: a router gives every token weights, and the token goes through the experts with the
+ * largest. An expert runs on its tokens alone. Where somebody looks at what its layers read it is shown a row
+ * for every position, with zeros for those that others have, so that rows stay those of the positions.
  */
 import { add, siluMultiply } from "../layers/elementwise.ts";
 import type { StagedRun } from "../layers/blockwise.ts";
@@ -96,8 +96,8 @@ export function* stagesOfMixture(
 }
 
 /**
- * The tokens of each expert: softmax over the router's outputs, plus the experts' biases, and of these the largest;
- * of equals the first. The weights do not add up to 1, as in LLaDA-MoE's code.
+ * The tokens of each expert: softmax over the router's outputs, plus the experts' biases, and of these the
+ * largest; of equals the first. The weights do not add up to 1, as in LLaDA-MoE's code.
  */
 function routes(logits: Floats, bias: Floats | undefined, experts: number, perToken: number): Routed[] {
   const routed = Array.from({ length: experts }, (): Routed => ({ rows: [], weights: [] }));

@@ -1,6 +1,7 @@
 /**
- * SDAR: block diffusion over Qwen3's blocks (https://github.com/JetAstra/SDAR). A token sees all tokens of its block and
- * of those before; blocks are written one after the other, and the tokens of a block by denoising.
+ * SDAR: block diffusion over Qwen3's blocks (https://github.com/JetAstra/SDAR). A token sees all tokens of
+ * its block and of those before; blocks are written one after the other, and the tokens of a block by
+ * denoising.
  */
 import type { Kernels } from "../../native/mod.ts";
 import { loadAs } from "../family.ts";
@@ -50,19 +51,19 @@ export function loadSdar(path: string, kernels: Kernels, options: LoadOptions = 
 }
 
 export interface SdarGenerationOptions extends TokenSamplingOptions, SeedOptions {
-  /** Steps of the whole generation, in equal parts for the blocks that have masks. Default: one a mask of a block. */
+  /** Steps of all, in equal parts for the blocks that have masks. Default: one a mask of a block. */
   readonly steps?: number | undefined;
   /**
-   * A step writes every proposal that is more probable than this, where these are as many as it writes anyway or more:
-   * SDAR's `low_confidence_dynamic`. Default none, `low_confidence_static`.
+   * A step writes every proposal that is more probable than this, where these are as many as it writes anyway
+   * or more: SDAR's `low_confidence_dynamic`. Default none, `low_confidence_static`.
    */
   readonly threshold?: number | undefined;
 }
 
 /**
- * Fills the masks of `canvas` block by block as SDAR's `block_diffusion_generate` does: each step of a block writes as
- * many of its most probable proposals as spread the block's masks over its steps, with a threshold all that are surer. A
- * last block that is shorter than others ends with the canvas.
+ * Fills the masks of `canvas` block by block as SDAR's `block_diffusion_generate` does: each step of a block
+ * writes as many of its most probable proposals as spread the block's masks over its steps, with a threshold
+ * all that are surer. A last block that is shorter than others ends with the canvas.
  *
  * **Shapes** `canvas: i32[batch, tokens]`, with masks where a token is wanted; not changed
  *

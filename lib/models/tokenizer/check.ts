@@ -10,7 +10,7 @@ import type { Field } from "./fields.ts";
 const MAX_TOKEN_ID = 2 ** 24 - 1;
 /** Largest word that WordPiece looks at; its time grows with the cube. */
 const MAX_WORD_LENGTH = 1000;
-/** Repetitions that follow each other in a pattern, each a further power of the text's length; published ones have 2. */
+/** Repetitions in a row in a pattern, each a power of the text's length; published ones have 2. */
 const MAX_REPEATS = 3;
 /** A part that may come more often than this counts as one of them. */
 const MAX_COUNT = 8;
@@ -299,10 +299,12 @@ const PATTERN_TOKEN =
 
 /**
  * Whether the time that a pattern takes may grow exponentially, or with a high power of the text's length:
- * where a group that repeats without bound holds a choice or another repetition, or where many follow each other.
+ * where a group that repeats without bound holds a choice or another repetition, or where many follow each
+ * other.
  */
 function mayRunForEver(source: string): boolean {
-  // Of each open group: whether it matches in several ways, repeats in front of it, and most of a choice in it.
+  // Of each open group: whether it matches in several ways, repeats in front of it, and most of a choice in
+  // it.
   const groups = [{ varies: false, before: 0, most: 0 }];
   let repeats = 0, isInnerVaried = false, isQuantified = false;
   for (const [token] of source.matchAll(PATTERN_TOKEN)) {

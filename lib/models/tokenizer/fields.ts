@@ -1,4 +1,4 @@
-/** Values of a tokenizer's files, read with their types: each fault is a `CheckpointError` that names the field. */
+/** Values of a tokenizer's files, with their types: a fault is a `CheckpointError` that names the field. */
 import { CheckpointError } from "../../errors.ts";
 import { shown } from "../model_config.ts";
 

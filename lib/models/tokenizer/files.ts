@@ -1,6 +1,7 @@
 /**
  * The files of a tokenizer as they are published: tokenizer.json, or vocab.json with merges.txt as Dream has
- * them, and the special tokens that added_tokens.json, special_tokens_map.json and tokenizer_config.json name.
+ * them, and the special tokens that added_tokens.json, special_tokens_map.json and tokenizer_config.json
+ * name.
  */
 import { existsSync } from "node:fs";
 import { join } from "node:path";
@@ -33,7 +34,7 @@ const QWEN2_PATTERN =
   "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|" +
   "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
 
-/** The `tokenizer_class` that vocab.json and merges.txt may be of, and whether texts are split as GPT-2's are. */
+/** The `tokenizer_class` of vocab.json and merges.txt, and whether texts are split as GPT-2's are. */
 const CLASSES: Readonly<Record<string, boolean>> = {
   DreamTokenizer: false,
   Qwen2Tokenizer: false,

@@ -1,6 +1,6 @@
 /**
- * Kernels whose work a GPU does: the CPU's, with the calls that the CUDA library has replaced by ones of the same
- * arguments. Nothing else of the package knows which of the two it has.
+ * Kernels whose work a GPU does: the CPU's, with the calls that the CUDA library has replaced by ones of the
+ * same arguments. Nothing else of the package knows which of the two it has.
  */
 import { KernelError } from "../../errors.ts";
 import { type CudaKernels, describeCudaStatus } from "./mod.ts";
@@ -28,8 +28,8 @@ const isArray = (kind: ParameterKind) => kind === "in" || kind === "out" || kind
 
 /**
  * A function of the CUDA library with the parameters of the CPU's. The two differ in three things: where the
- * CPU's has pointers the device's has handles, the last parameters - scratch, `isa`, `threads` - are missing, and a
- * stream comes last.
+ * CPU's has pointers the device's has handles, the last parameters - scratch, `isa`, `threads` - are missing,
+ * and a stream comes last.
  *
  * @param without called instead, and told why, where the device has no room or no kernel of these sizes
  */

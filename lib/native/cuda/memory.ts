@@ -47,8 +47,8 @@ export class DeviceMemory {
   }
 
   /**
-   * A buffer of at least so many bytes until it is handed back with {@linkcode giveBack}: an idle one that is not much
-   * larger, else a new one. Where the device has no room idle ones are freed.
+   * A buffer of at least so many bytes until it is handed back with {@linkcode giveBack}: an idle one that is
+   * not much larger, else a new one. Where the device has no room idle ones are freed.
    *
    * @returns undefined where there is no room even so
    */

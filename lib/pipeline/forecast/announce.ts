@@ -1,7 +1,7 @@
 /**
- * Forecast of calibrated work, before it begins: time by stage, from some of it done on the spot, with what cheaper
- * settings would take, and memory and disk, which are refused where they do not suffice, with a setting for which
- * they do.
+ * Forecast of calibrated work, before it begins: time by stage, from some of it done on the spot, with what
+ * cheaper settings would take, and memory and disk, which are refused where they do not suffice, with a
+ * setting for which they do.
  */
 import type { OwnSampleWork } from "../../calibration/own_samples.ts";
 import type { Solvable } from "../../calibration/statistics/alone.ts";
@@ -46,8 +46,8 @@ const sum = <T>(values: readonly T[], of: (value: T) => number) =>
   values.reduce((all, own) => all + of(own), 0);
 
 /**
- * Checks memory and disk, divides the memory among weights and states, and says how long the work will take. What is
- * short is not announced.
+ * Checks memory and disk, divides the memory among weights and states, and says how long the work will take.
+ * What is short is not announced.
  *
  * @param rows of the plan
  * @param ownSamples what it takes that the model makes its own samples, which `calibrated` is a draft of
@@ -133,8 +133,8 @@ function countPart({ run }: CountedWork, share: number): CountedWork {
 }
 
 /**
- * Divides what is left beside the stages: first to states between stages, which are written and read at each of them,
- * then to weights, which are read once a block.
+ * Divides what is left beside the stages: first to states between stages, which are written and read at each
+ * of them, then to weights, which are read once a block.
  *
  * @returns bytes that all of it takes
  */
@@ -149,8 +149,8 @@ function divide(memory: MemoryShares, { weights }: CountedWork, stages: readonly
 }
 
 /**
- * Solved layers stay until the output is complete, so the disk holds them with the states between stages first, then
- * with the output. What an earlier run has left in the folder is there already.
+ * Solved layers stay until the output is complete, so the disk holds them with the states between stages
+ * first, then with the output. What an earlier run has left in the folder is there already.
  *
  * @throws {OutputError} when the disk has no room for that
  */

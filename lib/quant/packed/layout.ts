@@ -24,7 +24,7 @@ export * from "../../config/names.ts";
 /** Weights of a row that share the two half floats of two-level scales; the last may be fewer. */
 export const SUPERBLOCK_SIZE = 256;
 
-/** Most weights of a row: 2 GiB of float32, the most that every runtime holds in one array; a row is never divided. */
+/** Most weights of a row, which is never divided: 2 GiB of float32, as every runtime's arrays hold. */
 export const MAX_ROW_WEIGHTS = 2 ** 29;
 
 /** The codes of a matrix. */
@@ -67,13 +67,13 @@ export interface TwoLevelScales {
  * `scaleBits` 16 the sub-codes are half floats, a scale and an offset a group, the super scales 1 and the
  * super minima −1: `w = scale · code + offset`, as in MLX and in ggml's Q4_1.
  *
- * **Shapes** `packed: u32[rows, packedWords(cols, bits)]`; `subScale` and `subMin: u8[rows, subCodeBytes(…)]`;
- * `superScale` and `superMin: f16[rows, superblockCount(cols)]`
+ * **Shapes** `packed: u32[rows, packedWords(cols, bits)]`; `subScale` and `subMin: u8[rows,
+ * subCodeBytes(…)]`; `superScale` and `superMin: f16[rows, superblockCount(cols)]`
  */
 export interface TwoLevelTensor extends PackedCodes, TwoLevelScales {
   /**
-   * `trellis`: in place of the code stands a level that the codes before it choose, too, `w = scale · level + offset`;
-   * `scaleBits` is 16, and groups have any size.
+   * `trellis`: in place of the code stands a level that the codes before it choose, too, `w = scale · level +
+   * offset`; `scaleBits` is 16, and groups have any size.
    */
   readonly codes?: Codes | undefined;
 }
@@ -213,7 +213,7 @@ export function emptyLevels(
   };
 }
 
-/** Zero points of a matrix with two-level scales: those of 8 bits are of symmetric grids (symmetric_levels.ts). */
+/** Zero points of a matrix with two-level scales; of 8 bits those of symmetric grids. */
 export const zeroPointsOf = ({ scaleBits }: { readonly scaleBits: ScaleBits }): ZeroPointKind =>
   scaleBits === 8 ? "symmetric" : "real";
 

@@ -1,6 +1,7 @@
 /**
- * Symmetric grids under two levels of scales, as ggml's Q3_K and Q6_K have them: `w = d · v · (q − z)`. They are stored
- * as two-level scales of 8 bits; kernels/include/arrowquant.h says how. Those of 8 bits have codes of 6, from 0 to 63.
+ * Symmetric grids under two levels of scales, as ggml's Q3_K and Q6_K have them: `w = d · v · (q − z)`. They
+ * are stored as two-level scales of 8 bits; kernels/include/arrowquant.h says how. Those of 8 bits have codes
+ * of 6, from 0 to 63.
  */
 import { WeightsError } from "../../errors.ts";
 import { checkArray, checkCounts, DTYPE_NUMBERS, E_NONFINITE, E_RANGE } from "../../native/call.ts";

@@ -29,7 +29,8 @@ export interface InputMoments {
 /**
  * Moments of nothing yet, of all columns or of blocks of them.
  *
- * @throws {RangeError} when `cols` is not from 1 to {@linkcode MAX_MOMENT_COLS}, or `block` not from 1 to `cols`
+ * @throws {RangeError} when `cols` is not from 1 to {@linkcode MAX_MOMENT_COLS}, or `block` not from 1 to
+ * `cols`
  */
 export function emptyMoments(cols: number, block: number = cols): InputMoments {
   const doing = "gather moments";

@@ -29,7 +29,7 @@ export interface MomentProblem extends Problem {
 /** Columns whose codes fill whole words at any number of bits. */
 const WORD_COLUMNS = 32;
 
-/** Fewest columns of a block of a moment for a format, of which they are a multiple: whole words and groups. */
+/** Columns of which a format's blocks of a moment are multiples: whole words and groups. */
 export const leastBlock = (
   { groupSize, scaleBits, codes }: Pick<WeightFormat, "groupSize" | "scaleBits" | "codes">,
 ): number =>

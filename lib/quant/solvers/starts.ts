@@ -1,6 +1,7 @@
 /**
- * Where solvers start: codes by error feedback at several ranges of the groups. Its objective costs half a pass over
- * the moment, so that ranges are compared by it, on some rows first, and only what is best is refined.
+ * Where solvers start: codes by error feedback at several ranges of the groups. Its objective costs half a
+ * pass over the moment, so that ranges are compared by it, on some rows first, and only what is best is
+ * refined.
  */
 import { sampleRows } from "./factored_moment.ts";
 import type { MomentProblem } from "./problem.ts";
@@ -27,8 +28,8 @@ export const rangeStarts = (ratios: readonly number[]): Start[] => [
 ];
 
 /**
- * The starts that do best by error feedback on a sample of the rows, as many as asked for, in their order; all of them
- * for a layer that is no larger than the sample.
+ * The starts that do best by error feedback on a sample of the rows, as many as asked for, in their order;
+ * all of them for a layer that is no larger than the sample.
  */
 export function bestStarts<S extends GroupScales>(
   problem: MomentProblem,
@@ -58,7 +59,7 @@ export interface FromStarts<S extends GroupScales> {
   readonly firstObjective: number;
 }
 
-/** Solves from several starts: error feedback, then refining of each start, or for each row of the best one alone. */
+/** Solves from several starts: error feedback, then refining of each, or of each row's best alone. */
 export function fromStarts<S extends GroupScales>(
   problem: MomentProblem,
   starts: readonly Start<S>[],

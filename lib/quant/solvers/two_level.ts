@@ -49,8 +49,8 @@ function twoLevelStart(problem: MomentProblem, { scale, zeroPoint }: GroupScales
 }
 
 /**
- * Solves a layer with two-level scales: ranges as for plain ones, their scales fitted to two levels, and one more
- * start from the plain solution with its refitted scales; then descent on what that left.
+ * Solves a layer with two-level scales: ranges as for plain ones, their scales fitted to two levels, and one
+ * more start from the plain solution with its refitted scales; then descent on what that left.
  */
 export function solveTwoLevel(problem: MomentProblem, steps: Steps): Solution {
   const { kernels, rows, cols, bits, groupSize, zeroPoint } = problem;
@@ -89,8 +89,8 @@ export function solveTwoLevel(problem: MomentProblem, steps: Steps): Solution {
 }
 
 /**
- * Q6_K's grid, whose codes end at 63 where the kernels' end at 255: feedback and descent on the levels of the search,
- * what goes beyond cut off, and each row the better of that and of the search itself.
+ * Q6_K's grid, whose codes end at 63 where the kernels' end at 255: feedback and descent on the levels of the
+ * search, what goes beyond cut off, and each row the better of that and of the search itself.
  */
 function solveSixBits(problem: MomentProblem, searched: TwoLevelTensor, { rounds, sweeps }: Steps): Solution {
   const { kernels, rows, cols, bits } = problem, scales = scalesOf(searched);

@@ -1,6 +1,6 @@
 /**
- * Values of ggml's blocks, bit for bit as `dequantize_row_*` gives them: every product of a half and a code is
- * exact in float32, so that only a store rounds.
+ * Values of ggml's blocks, bit for bit as `dequantize_row_*` gives them: every product of a half and a code
+ * is exact in float32, so that only a store rounds.
  */
 
 /** Writes the values of the block at `o` of `b` to `y` from `at` on. */

@@ -1,6 +1,7 @@
 /**
- * A GGUF file as a {@linkcode TensorFile}: plain tensors read as they are, blocks of codes as the float32 values
- * that ggml gives them, and language models under the names, and in the order of rows, of their own checkpoints.
+ * A GGUF file as a {@linkcode TensorFile}: plain tensors read as they are, blocks of codes as the float32
+ * values that ggml gives them, and language models under the names, and in the order of rows, of their own
+ * checkpoints.
  */
 import { closeSync, fstatSync } from "node:fs";
 import { CheckpointError, FormatError } from "../../errors.ts";

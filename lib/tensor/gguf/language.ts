@@ -1,4 +1,4 @@
-/** Language models in GGUF under the names of their own checkpoints, with the config.json that they would have. */
+/** Language models in GGUF under their own checkpoints' names, with the config.json they would have. */
 import type { GgufTensor, GgufValue } from "./structure.ts";
 
 /** The row of the file that holds a row of the tensor. */
@@ -55,7 +55,7 @@ const GGUF_FAMILIES: Readonly<Record<string, Family>> = {
   },
 };
 
-/** Names that families' own checkpoints have for a matrix that GGUF names so; of an expert too, `ffn_up_exps.7`. */
+/** Names in families' own checkpoints for a matrix of GGUF; of an expert too, `ffn_up_exps.7`. */
 export function namesOfGguf(name: string): string[] {
   const [, block, part, expert] = /^blk\.(\d+)\.(\w+?)(?:_exps\.(\d+))?\.weight$/.exec(name) ?? [];
   const outside = /^(\w+)\.weight$/.exec(name)?.[1];
@@ -78,7 +78,7 @@ interface LanguageModel {
   tensor(tensor: GgufTensor): { readonly name: string; readonly order: RowOrder | undefined };
 }
 
-/** What a file's keys and tensors say of a language model, undefined where the architecture is no known one. */
+/** What a file says of a language model, undefined where its architecture is not known. */
 export function languageModel(
   keys: ReadonlyMap<string, GgufValue>,
   tensors: readonly GgufTensor[],

@@ -1,5 +1,6 @@
 /**
- * The structure of a GGUF file: keys and tensors, read front to back within named limits; no tensor byte is read.
+ * The structure of a GGUF file: keys and tensors, read front to back within named limits; no tensor byte is
+ * read.
  *
  * ```text
  * | "GGUF" | u32 version | u64 tensors | u64 keys | key, type, value … | name, dimensions, type, offset … | data |

@@ -74,8 +74,9 @@ describe("HQQ", () => {
   });
 
   test("moves the zero point as worked by hand", () => {
-    // Range 3, so scale 1 and zero point 1; codes 0 1 1 3, errors 0 −0.2 0.1 0. The threshold 0.2^(−0.3) / 10 = 0.162066 leaves −0.037934
-    // of −0.2; that of 0.1 is above it. New zero point: (1 + (1 + 0.2 − 0.037934) + (1 − 0.1) + 1) / 4.
+    // Range 3, so scale 1 and zero point 1; codes 0 1 1 3, errors 0 −0.2 0.1 0. The threshold 0.2^(−0.3) / 10
+    // = 0.162066 leaves −0.037934 of −0.2; that of 0.1 is above it. New zero point: (1 + (1 + 0.2 − 0.037934)
+    // + (1 − 0.1) + 1) / 4.
     const weights = Float32Array.of(-1, -0.2, 0.1, 2);
     const { zero, codes } = fitHqq(weights, 1, 4, { bits: 2, groupSize: 0 }, { iterations: 1 });
     expect(zero[0]!).toBeCloseTo(1.0155165, 6);

@@ -119,7 +119,8 @@ describe("second moments", () => {
       return sum;
     };
     expect(trace(waves!)).toBeCloseTo(128, 2);
-    // The fastest frequency is 1: its second moment is the mean of cos² t over the timesteps of the data, about a half.
+    // The fastest frequency is 1: its second moment is the mean of cos² t over the timesteps of the data,
+    // about a half.
     const times = images.kind === "images" ? images.data.fit.flatMap((part) => [...part.times]) : [];
     const mean = times.reduce((sum, t) => sum + Math.cos(t) ** 2, 0) / times.length;
     expect([times.length, Math.abs(mean - 0.5) < 0.05]).toEqual([512, true]);
