@@ -50,8 +50,8 @@ static int has_byte_dot(void) {
 #define AQ_SLOT_OF(test, set, int8_set, backward_set, levels_set, tokens)                                 \
   {                                                                                                       \
     test, &aq_quantize_##set, aq_two_level_##set, &aq_forward_##set, &aq_rows_##set, &aq_trellis_##set,   \
-        &aq_product_##set, &aq_int8_##int8_set, &aq_backward_##backward_set, aq_levels_##levels_set,      \
-        tokens                                                                                            \
+        &aq_product_##set, &aq_int8_##int8_set, &aq_backward_##backward_set,                               \
+        {aq_levels_2_##levels_set, aq_levels_3_##levels_set}, tokens                                                                                            \
   }
 #define AQ_SLOT(...) AQ_SLOT_OF(__VA_ARGS__, 0)
 #define AQ_DECLARE(set)                               \
@@ -65,25 +65,25 @@ static int has_byte_dot(void) {
   extern const aq_backward_kernels aq_backward_##set;
 
 AQ_DECLARE(scalar)
-extern aq_levels_function aq_levels_scalar;
+extern aq_levels_function aq_levels_2_scalar, aq_levels_3_scalar;
 #if defined(AQ_BUILD_AVX2)
 AQ_DECLARE(avx2)
-extern aq_levels_function aq_levels_avx2;
+extern aq_levels_function aq_levels_2_avx2, aq_levels_3_avx2;
 #endif
 #if defined(AQ_BUILD_AVX512)
 AQ_DECLARE(avx512)
 AQ_DECLARE(avx512_vnni)
-extern aq_levels_function aq_levels_avx512, aq_levels_avx512_vbmi;
+extern aq_levels_function aq_levels_2_avx512, aq_levels_3_avx512, aq_levels_2_avx512_vbmi, aq_levels_3_avx512_vbmi;
 extern const aq_trellis_tokens aq_tokens_avx512_vbmi;
 #endif
 #if defined(AQ_BUILD_NEON)
 AQ_DECLARE(neon)
 AQ_DECLARE(neon_dot)
-extern aq_levels_function aq_levels_neon;
+extern aq_levels_function aq_levels_2_neon, aq_levels_3_neon;
 #endif
 #if defined(AQ_BUILD_SIMD128)
 AQ_DECLARE(simd128)
-extern aq_levels_function aq_levels_simd128;
+extern aq_levels_function aq_levels_2_simd128, aq_levels_3_simd128;
 #endif
 
 static const aq_kernels slots[] = {

@@ -22,7 +22,7 @@ typedef struct {
   const aq_product_kernels *product;
   const aq_int8_kernels *int8;
   const aq_backward_kernels *backward;
-  aq_levels_function *levels; /* of trellis codes */
+  aq_levels_function *levels[2]; /* of trellis codes of 2 and of 3 bits */
   const aq_trellis_tokens *tokens; /* on them; null: as `forward` and `int8` take them */
 } aq_kernels;
 

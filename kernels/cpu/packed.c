@@ -45,10 +45,10 @@ int32_t aq_view_packed(const uint32_t *packed, const uint16_t *scale, const uint
 }
 
 int32_t aq_view_trellis(const uint32_t *packed, const uint16_t *scale, const uint16_t *offset, size_t rows, size_t cols,
-                        int32_t bits, size_t group_size, aq_levels_function *levels, aq_packed_view *view) {
-  if (!offset || bits != AQ_TRELLIS_BITS) return AQ_E_ARGUMENT;
+                        int32_t bits, size_t group_size, aq_levels_function *const levels[2], aq_packed_view *view) {
+  if (!offset || !aq_trellis_bits_allowed(bits)) return AQ_E_ARGUMENT;
   const int32_t status = aq_view_packed(packed, scale, offset, rows, cols, bits, group_size, view);
-  view->levels = levels;
+  view->levels = levels[bits - 2];
   return status;
 }
 

@@ -28,7 +28,12 @@ typedef struct {
  * the row's packed bytes, and may write up to AQ_LEVELS_BEHIND numbers behind the last. */
 typedef void aq_levels_function(const uint8_t *row, size_t bytes, size_t col, size_t n, int8_t *levels);
 #define AQ_LEVELS_BEHIND 63
-extern const int8_t aq_trellis_levels[AQ_TRELLIS_WINDOWS];
+extern const int8_t aq_trellis_levels_2[AQ_TRELLIS_WINDOWS(2)], aq_trellis_levels_3[AQ_TRELLIS_WINDOWS(3)];
+
+/* Level of weight `i` of a row, one by one. */
+static inline int32_t aq_trellis_level(const uint8_t *row, size_t i, int32_t bits) {
+  return (bits == 2 ? aq_trellis_levels_2 : aq_trellis_levels_3)[aq_trellis_window(row, i, bits)];
+}
 
 typedef struct {
   const uint32_t *packed;
@@ -50,9 +55,9 @@ int aq_column_weights_allowed(const float *weights, size_t cols); /* null: all o
 /* A view of the arguments, checked. */
 int32_t aq_view_packed(const uint32_t *packed, const uint16_t *scale, const uint16_t *zero_point, size_t rows,
                        size_t cols, int32_t bits, size_t group_size, aq_packed_view *view);
-/* Trellis codes, whose levels `levels` reads. */
+/* Trellis codes, whose levels those of `levels` read that are for their bits, 2 or 3. */
 int32_t aq_view_trellis(const uint32_t *packed, const uint16_t *scale, const uint16_t *offset, size_t rows, size_t cols,
-                        int32_t bits, size_t group_size, aq_levels_function *levels, aq_packed_view *view);
+                        int32_t bits, size_t group_size, aq_levels_function *const levels[2], aq_packed_view *view);
 int32_t aq_view_two_level(const uint32_t *packed, const uint8_t *sub_scale, const uint8_t *sub_min,
                           const uint16_t *super_scale, const uint16_t *super_min, size_t rows, size_t cols,
                           int32_t bits, size_t group_size, int32_t scale_bits, aq_packed_view *view);

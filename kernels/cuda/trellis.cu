@@ -14,23 +14,31 @@ struct aq_trellis {
   const uint16_t *scale, *offset;
 };
 
-static __device__ const int8_t trellis_levels[AQ_TRELLIS_WINDOWS] = {AQ_TRELLIS_LEVELS};
+static __device__ const int8_t levels_2[AQ_TRELLIS_WINDOWS(2)] = {AQ_TRELLIS_LEVELS_2};
+static __device__ const int8_t levels_3[AQ_TRELLIS_WINDOWS(3)] = {AQ_TRELLIS_LEVELS_3};
 
 /* The table in a block's shared memory; every thread calls. */
-AQ_DEVICE const int8_t *shared_levels(void) {
-  __shared__ int8_t levels[AQ_TRELLIS_WINDOWS];
-  for (size_t i = threadIdx.x; i < AQ_TRELLIS_WINDOWS; i += blockDim.x) levels[i] = trellis_levels[i];
+AQ_DEVICE const int8_t *shared_levels(int32_t bits) {
+  __shared__ int8_t levels[AQ_TRELLIS_WINDOWS(3)];
+  const int8_t *from = bits == 2 ? levels_2 : levels_3;
+  for (size_t i = threadIdx.x; i < AQ_TRELLIS_WINDOWS(bits); i += blockDim.x) levels[i] = from[i];
   __syncthreads();
   return levels;
 }
 
-/* The windows of the 16 codes of a word: those of code i in bits 2i + 2 .. 2i + 9. */
-AQ_DEVICE uint64_t windows_of(const uint32_t *row, size_t word) {
-  const uint32_t before = word == 0 ? 0 : row[word - 1] >> 24;
-  return (uint64_t)row[word] << 8 | before;
+/* The windows of 16 codes: that of code i begins at bit bits * i + 2. Those of 2 bits fill a word; of 3 bits, a word and
+ * half of the next, or half of a word and the next. */
+AQ_DEVICE uint64_t windows_of(const aq_trellis &m, size_t row, size_t sixteen) {
+  const uint32_t *from = m.packed + row * m.layout.words;
+  const size_t half = sixteen * (size_t)m.layout.bits, word = half / 2;
+  const uint32_t next = m.layout.bits == 3 && word + 1 < m.layout.words ? from[word + 1] : 0;
+  const uint64_t stream = (uint64_t)next << 32 | from[word];
+  return half % 2 ? stream >> 8 : stream << 8 | (word == 0 ? 0 : from[word - 1] >> 24);
 }
 
-AQ_DEVICE int32_t level_of(const int8_t *levels, uint64_t windows, int i) { return levels[windows >> (2 * i + 2) & 255]; }
+AQ_DEVICE int32_t level_of(const aq_trellis &m, const int8_t *levels, uint64_t windows, int i) {
+  return levels[windows >> (m.layout.bits * i + 2) & (AQ_TRELLIS_WINDOWS(m.layout.bits) - 1)];
+}
 
 AQ_DEVICE size_t group_of(const aq_trellis &m, size_t row, size_t col) {
   return row * m.layout.groups + aq_quotient(col, m.layout.group_size);
@@ -49,10 +57,10 @@ AQ_DEVICE void store_weight(float w, void *out, size_t at) {
 /* Threads side by side write weights side by side. */
 template <int DTYPE>
 static __global__ void dequantize(aq_trellis m, void *out) {
-  const int8_t *levels = shared_levels();
+  const int8_t *levels = shared_levels(m.layout.bits);
   for (size_t at = aq_thread(); at < m.layout.rows * m.layout.cols; at += aq_all_threads()) {
     const size_t row = aq_quotient(at, m.layout.cols), col = at - row * m.layout.cols, group = group_of(m, row, col);
-    const int32_t level = level_of(levels, windows_of(m.packed + row * m.layout.words, col / 16), (int)(col % 16));
+    const int32_t level = level_of(m, levels, windows_of(m, row, col / 16), (int)(col % 16));
     store_weight<DTYPE>(
         aq_trellis_weight(level, aq_float_from_half(m.scale[group]), aq_float_from_half(m.offset[group])), out, at);
   }
@@ -79,15 +87,15 @@ AQ_DEVICE bool next_place(const aq_layout &layout, size_t tokens, size_t unit, a
   for (size_t unit = aq_thread() / AQ_WARP; next_place(layout, tokens, unit, &place);         \
        unit += aq_all_threads() / AQ_WARP)
 
-/* A lane has every 32nd word of a row; the lanes' sums are added in pairs, always the same ones. */
+/* A lane has every 32nd 16 codes of a row; the lanes' sums are added in pairs, always the same ones. */
 static __global__ void multiply_floats(aq_trellis m, const float *x, size_t tokens, const float *bias, float *out) {
-  const int8_t *levels = shared_levels();
+  const int8_t *levels = shared_levels(m.layout.bits);
   const size_t cols = m.layout.cols;
   AQ_FOR_PLACES(m.layout, tokens, p) {
     float sums[AQ_TOKENS] = {0};
-    for (size_t word = p.lane; word < m.layout.words; word += AQ_WARP) {
-      const size_t col = word * 16, n = aq_smaller(16, cols - col), group = group_of(m, p.row, col);
-      const uint64_t windows = windows_of(m.packed + p.row * m.layout.words, word);
+    for (size_t col = 16 * p.lane; col < cols; col += 16 * AQ_WARP) {
+      const size_t n = aq_smaller(16, cols - col), group = group_of(m, p.row, col);
+      const uint64_t windows = windows_of(m, p.row, col / 16);
       const float scale = aq_float_from_half(m.scale[group]) * AQ_TRELLIS_UNIT;
       const float offset = aq_float_from_half(m.offset[group]);
 #pragma unroll
@@ -96,7 +104,7 @@ static __global__ void multiply_floats(aq_trellis m, const float *x, size_t toke
         const float *from = x + (p.token + (size_t)t) * cols + col;
         float products = 0.0f, sum = 0.0f;
         for (int i = 0; (size_t)i < n; i++) {
-          products = fmaf((float)level_of(levels, windows, i), from[i], products);
+          products = fmaf((float)level_of(m, levels, windows, i), from[i], products);
           sum += from[i];
         }
         sums[t] = fmaf(scale, products, fmaf(offset, sum, sums[t]));
@@ -121,10 +129,10 @@ AQ_DEVICE void segment_sums(const aq_trellis &m, const int8_t *levels, size_t ro
                             const uint8_t *x, int32_t zero, int32_t *products, int32_t *sum) {
   *products = *sum = 0;
   for (size_t col = begin; col < end; col += 16) {
-    const uint64_t windows = windows_of(m.packed + row * m.layout.words, col / 16);
+    const uint64_t windows = windows_of(m, row, col / 16);
     for (int i = 0; i < 16 && col + (size_t)i < end; i++) {
       const int32_t value = x[col + (size_t)i] - zero;
-      *products += value * level_of(levels, windows, i);
+      *products += value * level_of(m, levels, windows, i);
       *sum += value;
     }
   }
@@ -132,7 +140,7 @@ AQ_DEVICE void segment_sums(const aq_trellis &m, const int8_t *levels, size_t ro
 
 /* The bytes of the CPU's: a lane has every 32nd segment, and terms are added in the order of the columns. */
 static __global__ void multiply_bytes(aq_trellis m, aq_token_codes x, size_t tokens, const float *bias, float *out) {
-  const int8_t *levels = shared_levels();
+  const int8_t *levels = shared_levels(m.layout.bits);
   const size_t cols = m.layout.cols, size = m.layout.groups == 1 ? AQ_SEGMENT : m.layout.group_size;
   const size_t segments = cols ? (cols - 1) / size + 1 : 0;
   AQ_FOR_PLACES(m.layout, tokens, p) {
@@ -164,7 +172,7 @@ static __global__ void multiply_bytes(aq_trellis m, aq_token_codes x, size_t tok
 static int32_t trellis_of(aq_cuda_buffer packed, aq_cuda_buffer scale, aq_cuda_buffer offset, size_t rows, size_t cols,
                           int32_t bits, size_t group_size, const aq_stream_state *on, aq_trellis *m) {
   int32_t status = AQ_OK;
-  if (bits != AQ_TRELLIS_BITS) return AQ_E_ARGUMENT;
+  if (!aq_trellis_bits_allowed(bits)) return AQ_E_ARGUMENT;
   if (cols == 0) return *m = {{rows, 0, bits, 1, 1, 0, 0}, 0, 0, 0}, AQ_OK; /* the bias alone */
   if (aq_group_columns(group_size, cols) == 0 || !aq_counts_allowed(rows, cols)) return AQ_E_SHAPE;
   const aq_layout layout = aq_layout_of(rows, cols, bits, group_size);

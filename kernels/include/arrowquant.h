@@ -181,13 +181,13 @@ AQ_API int32_t aq_dequantize_two_level(const uint32_t *packed, const uint8_t *su
                                        size_t cols, int32_t bits, size_t group_size, int32_t scale_bits, void *out,
                                        int32_t dtype, int32_t isa, int32_t threads);
 
-/* Trellis codes: of the packed words above, bit for bit, with bits 2 (else AQ_E_ARGUMENT), but the level of a code
- * depends on the three before it: an entry of the table for the window of 8 bits that ends with the code, zeros in
+/* Trellis codes: of the packed words above, bit for bit, with bits 2 or 3 (else AQ_E_ARGUMENT), but the level of a code
+ * depends on those before it: an entry of the table for the window of bits + 6 bits that ends with the code, zeros in
  * front of the row. Groups have half floats scale and offset, [rows, groups], and no part in the windows.
  *
  *     w = scale * level + offset                               float32: the product is exact, the sum rounded
  *
- * levels f32[2^8] by window: multiples of 1/32 within +-63/32. */
+ * levels f32[2^(bits + 6)] by window: multiples of 1/32 within +-63/32. */
 AQ_API int32_t aq_trellis_table(int32_t bits, float *levels);
 
 /* out[rows, cols] of `dtype` (F32, F16 or BF16). */

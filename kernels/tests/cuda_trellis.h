@@ -1,11 +1,11 @@
 /* cuda_trellis.h: trellis codes on a device against the scalar oracle: weights and products with 8-bit activations to
  * the bit, those with float32 activations within the sums' rounding; included by cuda.cu. */
 
-static void run_trellis(size_t rows, size_t cols, size_t group_size, size_t tokens, bool with_bias) {
+static void run_trellis(int32_t bits, size_t rows, size_t cols, size_t group_size, size_t tokens, bool with_bias) {
   char where[96];
-  snprintf(where, sizeof where, "%zu x %zu, group %zu, %zu tokens", rows, cols, group_size, tokens);
+  snprintf(where, sizeof where, "%d bits, %zu x %zu, group %zu, %zu tokens", (int)bits, rows, cols, group_size, tokens);
   uint64_t words = 0, groups = 0;
-  aq_packed_words(cols, 2, &words);
+  aq_packed_words(cols, bits, &words);
   aq_group_count(cols, group_size, &groups);
   std::vector<uint32_t> packed(rows * words);
   for (uint32_t &word : packed) word = random_bits();
@@ -23,10 +23,10 @@ static void run_trellis(size_t rows, size_t cols, size_t group_size, size_t toke
   const device_bytes own_packed = on_device(packed), own_scale = on_device(scale), own_offset = on_device(offset);
   for (int32_t dtype = AQ_F32; dtype <= AQ_BF16; dtype++) {
     output out(rows * cols * dtype_bytes(dtype));
-    aq_dequantize_trellis(packed.data(), scale.data(), offset.data(), rows, cols, 2, group_size, out.of<void>(), dtype,
+    aq_dequantize_trellis(packed.data(), scale.data(), offset.data(), rows, cols, bits, group_size, out.of<void>(), dtype,
                           AQ_ISA_SCALAR, 1);
     expect_status("dequantize_trellis", where,
-                  aq_cuda_dequantize_trellis(own_packed.handle, own_scale.handle, own_offset.handle, rows, cols, 2,
+                  aq_cuda_dequantize_trellis(own_packed.handle, own_scale.handle, own_offset.handle, rows, cols, bits,
                                              group_size, out.own.handle, dtype, stream),
                   AQ_OK);
     out.compare("dequantize_trellis", where, true);
@@ -34,10 +34,10 @@ static void run_trellis(size_t rows, size_t cols, size_t group_size, size_t toke
   const device_bytes own_x = on_device(x), own_bias(with_bias ? bias.data() : 0, 4 * rows);
   output floats(tokens * rows * 4), integers(tokens * rows * 4);
   aq_linear_trellis(x.data(), tokens, packed.data(), scale.data(), offset.data(), with_bias ? bias.data() : 0, rows, cols,
-                    2, group_size, floats.of<float>(), AQ_ISA_SCALAR, 1);
+                    bits, group_size, floats.of<float>(), AQ_ISA_SCALAR, 1);
   expect_status("linear_trellis", where,
                 aq_cuda_linear_trellis(own_x.handle, tokens, own_packed.handle, own_scale.handle, own_offset.handle,
-                                       own_bias.handle, rows, cols, 2, group_size, floats.own.handle, stream),
+                                       own_bias.handle, rows, cols, bits, group_size, floats.own.handle, stream),
                 AQ_OK);
   bytes found(floats.own.size + GUARD);
   require(aq_cuda_download(floats.own.handle, 0, found.data(), found.size(), stream), "download");
@@ -50,27 +50,29 @@ static void run_trellis(size_t rows, size_t cols, size_t group_size, size_t toke
                           x_zero.data(), AQ_ISA_SCALAR, 1);
   const device_bytes own_codes = on_device(codes), own_x_scale = on_device(x_scale), own_x_zero = on_device(x_zero);
   aq_linear_trellis_int8(codes.data(), x_scale.data(), x_zero.data(), tokens, packed.data(), scale.data(), offset.data(),
-                         with_bias ? bias.data() : 0, rows, cols, 2, group_size, integers.of<float>(), AQ_ISA_SCALAR, 1);
+                         with_bias ? bias.data() : 0, rows, cols, bits, group_size, integers.of<float>(), AQ_ISA_SCALAR, 1);
   expect_status("linear_trellis_int8", where,
                 aq_cuda_linear_trellis_int8(own_codes.handle, own_x_scale.handle, own_x_zero.handle, tokens,
                                             own_packed.handle, own_scale.handle, own_offset.handle, own_bias.handle, rows,
-                                            cols, 2, group_size, integers.own.handle, stream),
+                                            cols, bits, group_size, integers.own.handle, stream),
                 AQ_OK);
   integers.compare("linear_trellis_int8", where, true);
 }
 
 static void run_trellis_shapes(void) {
-  for (size_t cols : {1, 3, 15, 16, 17, 31, 64, 65, 100, 256, 257, 1000})
-    for (size_t group_size : {0, 16, 64, 256})
-      if (!quick || random_bits() % 4 == 0)
-        run_trellis(1 + random_bits() % 19, cols, group_size, 1 + random_bits() % 18, random_bits() % 2);
-  run_trellis(3, 9000, 0, 2, true);
+  for (int32_t bits : {2, 3}) {
+    for (size_t cols : {1, 3, 15, 16, 17, 31, 64, 65, 100, 256, 257, 1000})
+      for (size_t group_size : {0, 16, 64, 256})
+        if (!quick || random_bits() % 4 == 0)
+          run_trellis(bits, 1 + random_bits() % 19, cols, group_size, 1 + random_bits() % 18, random_bits() % 2);
+    run_trellis(bits, 3, 9000, 0, 2, true);
+  }
   const std::vector<uint32_t> word(1);
   const device_bytes b = on_device(word);
   const auto dequantized = [&](int32_t bits, size_t group_size, int32_t dtype) {
     return aq_cuda_dequantize_trellis(b.handle, b.handle, b.handle, 1, 1, bits, group_size, b.handle, dtype, stream);
   };
-  expect_status("dequantize_trellis", "3 bits", dequantized(3, 0, AQ_F32), AQ_E_ARGUMENT);
+  expect_status("dequantize_trellis", "4 bits", dequantized(4, 0, AQ_F32), AQ_E_ARGUMENT);
   expect_status("dequantize_trellis", "group", dequantized(2, 7, AQ_F32), AQ_E_SHAPE);
   expect_status("dequantize_trellis", "to float64", dequantized(2, 0, AQ_F64), AQ_E_ARGUMENT);
   const std::vector<float> bias = {2.5f};

@@ -3,11 +3,12 @@
  * with 8-bit activations and gradients to the bit; and what the best path through the table makes of Gaussian numbers. */
 #include "harness.h"
 
-enum { WINDOWS = 256 };
-static float table[WINDOWS];
+enum { MOST_WINDOWS = 512 };
+static float tables[2][MOST_WINDOWS]; /* of 2 and of 3 bits */
 
 /* A matrix of random codes. */
 static size_t rows, cols, group_size, groups, words;
+static int32_t bits;
 static uint32_t *packed;
 static uint16_t *scale, *offset;
 static float *weights; /* by the definition */
@@ -19,17 +20,17 @@ static float half(uint16_t bits) {
   return value;
 }
 
-static void matrix(int32_t isa, size_t r, size_t c, size_t g, int tiny) {
+static void matrix(int32_t isa, int32_t b, size_t r, size_t c, size_t g, int tiny) {
   uint64_t count = 0;
-  rows = r, cols = c, group_size = g;
-  aq_packed_words(cols, 2, &count), words = count;
+  bits = b, rows = r, cols = c, group_size = g;
+  aq_packed_words(cols, bits, &count), words = count;
   aq_group_count(cols, group_size, &count), groups = count;
-  snprintf(where, sizeof where, "%s, %zu x %zu, group %zu%s", isa_names[isa], rows, cols, g, tiny ? ", tiny" : "");
+  snprintf(where, sizeof where, "%s, %d bits, %zu x %zu, group %zu%s", isa_names[isa], (int)bits, rows, cols, g, tiny ? ", tiny" : "");
   packed = take(rows * words * 4), scale = take(rows * groups * 2), offset = take(rows * groups * 2);
   weights = take(rows * cols * 4);
   uint8_t *codes = take(rows * cols);
-  for (size_t i = 0; i < rows * cols; i++) codes[i] = random_bits() & 3;
-  aq_pack_codes(codes, rows, cols, 2, packed, AQ_ISA_SCALAR, 1);
+  for (size_t i = 0; i < rows * cols; i++) codes[i] = random_bits() % (1u << bits);
+  aq_pack_codes(codes, rows, cols, bits, packed, AQ_ISA_SCALAR, 1);
   for (size_t i = 0; i < rows * groups; i++) {
     const float values[2] = {gaussian() * (tiny ? 1e-6f : 0.05f), gaussian() * 0.01f};
     aq_convert(values, AQ_F32, scale + i, AQ_F16, 1, AQ_ISA_SCALAR, 1);
@@ -39,9 +40,9 @@ static void matrix(int32_t isa, size_t r, size_t c, size_t g, int tiny) {
     for (size_t j = 0; j < cols; j++) {
       const size_t at = i * groups + (group_size ? j / group_size : 0);
       unsigned window = 0;
-      for (size_t back = 0; back < 4; back++)
-        if (back <= j) window |= (unsigned)codes[i * cols + j - back] << (6 - 2 * back);
-      weights[i * cols + j] = fmaf(half(scale[at]), table[window], half(offset[at]));
+      for (size_t back = 0; back <= (bits == 2 ? 3 : 2); back++)
+        if (back <= j) window |= (unsigned)codes[i * cols + j - back] << (6 - (size_t)bits * back);
+      weights[i * cols + j] = fmaf(half(scale[at]), tables[bits - 2][window], half(offset[at]));
     }
 }
 
@@ -70,9 +71,9 @@ static void products(int32_t isa, size_t tokens, int with_bias) {
     }
   float *first = 0, *oracle = guarded(n * 4), *alone = guarded(rows * 4);
   EXPECT_ON_THREADS("linear_trellis", where, first, expected, n, tolerance, 0,
-                    aq_linear_trellis(x, tokens, packed, scale, offset, bias, rows, cols, 2, group_size, out, isa, threads));
+                    aq_linear_trellis(x, tokens, packed, scale, offset, bias, rows, cols, bits, group_size, out, isa, threads));
 #define INT8(count, out, isa, threads)                                                                           \
-  aq_linear_trellis_int8(codes, x_scale, x_zero, count, packed, scale, offset, bias, rows, cols, 2, group_size, out, \
+  aq_linear_trellis_int8(codes, x_scale, x_zero, count, packed, scale, offset, bias, rows, cols, bits, group_size, out, \
                          isa, threads)
   expect_status("linear_trellis_int8", where, INT8(tokens, oracle, AQ_ISA_SCALAR, 1), AQ_OK);
   expect_close("int8 oracle against doubles", where, expected8, oracle, n, tolerance, 0);
@@ -90,14 +91,14 @@ static void gradient(int32_t isa) {
   const size_t n = rows * groups;
   float *dw = gaussians(rows * cols, 1), *out[4];
   for (int i = 0; i < 4; i++) out[i] = guarded(n * 4);
-  aq_trellis_gradient(dw, packed, rows, cols, 2, group_size, out[0], out[1], AQ_ISA_SCALAR, 1);
-  aq_trellis_gradient(dw, packed, rows, cols, 2, group_size, out[2], out[3], isa, 3);
+  aq_trellis_gradient(dw, packed, rows, cols, bits, group_size, out[0], out[1], AQ_ISA_SCALAR, 1);
+  aq_trellis_gradient(dw, packed, rows, cols, bits, group_size, out[2], out[3], isa, 3);
   expect_output("dscale", where, out[0], out[2], n * 4);
   expect_output("doffset", where, out[1], out[3], n * 4);
   uint16_t *one = take(n * 2), *none = memset(take(n * 2), 0, n * 2);
   for (size_t i = 0; i < n; i++) one[i] = 0x3c00;
   float *level = take(rows * cols * 4), *tolerance = take(n * 4), *sums[2] = {take(n * 4), take(n * 4)};
-  aq_dequantize_trellis(packed, one, none, rows, cols, 2, group_size, level, AQ_F32, AQ_ISA_SCALAR, 1);
+  aq_dequantize_trellis(packed, one, none, rows, cols, bits, group_size, level, AQ_F32, AQ_ISA_SCALAR, 1);
   for (size_t i = 0; i < n; i++) {
     const size_t size = group_size ? group_size : cols, begin = i % groups * size;
     double sum[3] = {0, 0, 1};
@@ -111,18 +112,18 @@ static void gradient(int32_t isa) {
   expect_close("doffset against doubles", where, sums[1], out[1], n, tolerance, 0);
 }
 
-static void run(int32_t isa) {
+static void run_bits(int32_t isa, int32_t b) {
   static const size_t token_counts[] = {1, 2, 3, 5, 13, 33};
   static const size_t columns[] = {1, 2, 3, 4, 5, 15, 16, 17, 31, 33, 63, 64, 65, 67, 100, 128, 255, 256, 257, 300, 512, 1000};
   static const size_t sizes[] = {0, 16, 64, 256};
   for (size_t c = 0; c < COUNT(columns); c++)
     for (size_t g = 0; g < COUNT(sizes); g++) {
       if (quick && random_bits() % 4) continue;
-      matrix(isa, 1 + random_bits() % 35, columns[c], sizes[g], random_bits() % 4 == 0);
+      matrix(isa, b, 1 + random_bits() % 35, columns[c], sizes[g], random_bits() % 4 == 0);
       const size_t n = rows * cols;
       const int32_t threads = 1 + 2 * (int32_t)(random_bits() % 2);
 #define DEQUANTIZE(out, dtype, isa, threads) \
-  aq_dequantize_trellis(packed, scale, offset, rows, cols, 2, group_size, out, dtype, isa, threads)
+  aq_dequantize_trellis(packed, scale, offset, rows, cols, bits, group_size, out, dtype, isa, threads)
       for (int32_t dtype = AQ_F32; dtype <= AQ_BF16; dtype++) {
         void *expected = guarded(n * 4), *actual = guarded(n * 4);
         aq_convert(weights, AQ_F32, expected, dtype, n, AQ_ISA_SCALAR, 1);
@@ -132,7 +133,7 @@ static void run(int32_t isa) {
       float *other = gaussians(n, 0.05f);
       double *expected = guarded(AQ_STATISTICS * 8), *actual = guarded(AQ_STATISTICS * 8);
 #define STATISTICS(out, isa, threads) \
-  aq_trellis_error_statistics(other, AQ_F32, packed, scale, offset, rows, cols, 2, group_size, out, isa, threads)
+  aq_trellis_error_statistics(other, AQ_F32, packed, scale, offset, rows, cols, bits, group_size, out, isa, threads)
       expect_status("statistics", where, STATISTICS(expected, AQ_ISA_SCALAR, 1), AQ_OK);
       expect_status("statistics", where, STATISTICS(actual, isa, threads), AQ_OK);
       expect_output("statistics", where, expected, actual, AQ_STATISTICS * 8);
@@ -144,31 +145,35 @@ static void run(int32_t isa) {
   for (size_t i = 0; i < COUNT(wide); i++)
     for (size_t g = 0; g < COUNT(sizes); g++) {
       if (quick && (i + g) % 4) continue;
-      matrix(isa, 5, wide[i], sizes[g], 0);
+      matrix(isa, b, 5, wide[i], sizes[g], 0);
       products(isa, 1 + g % 3, 1);
       release();
     }
 }
 
-/* The mean squared error of the best path for Gaussian numbers: below two thirds of that of four uniform levels. */
-static void best_path(void) {
+static void run(int32_t isa) {
+  for (int32_t b = 2; b <= 3; b++) run_bits(isa, b);
+}
+
+/* The mean squared error of the best path for Gaussian numbers: below two thirds of that of uniform levels. */
+static void best_path(int32_t b, double deviation, double uniform) {
   enum { N = 20000, STATES = 64 };
   double cost[STATES], next[STATES];
   for (int s = 0; s < STATES; s++) cost[s] = s ? 1e30 : 0;
   for (int i = 0; i < N; i++) {
-    const double x = (double)gaussian() * (21.89 / 32);
+    const double x = (double)gaussian() * (deviation / 32);
     for (int s = 0; s < STATES; s++) next[s] = 1e30;
-    for (int window = 0; window < WINDOWS; window++) {
-      const double error = x - (double)table[window], total = cost[window & 63] + error * error;
-      if (total < next[window >> 2]) next[window >> 2] = total;
+    for (int window = 0; window < 64 << b; window++) {
+      const double error = x - (double)tables[b - 2][window], total = cost[window & 63] + error * error;
+      if (total < next[window >> b]) next[window >> b] = total;
     }
     memcpy(cost, next, sizeof cost);
   }
   double best = cost[0];
   for (int s = 1; s < STATES; s++) best = cost[s] < best ? cost[s] : best;
-  best *= 32 / 21.89 * 32 / 21.89 / N;
-  printf("best path: mean squared error %.4f\n", best);
-  expect(best < 0.1188 * 0.67, "best path", "Gaussian numbers");
+  best *= 32 / deviation * 32 / deviation / N;
+  printf("best path, %d bits: mean squared error %.4f\n", (int)b, best);
+  expect(best < uniform * 0.67, "best path", "Gaussian numbers");
 }
 
 static void refusals(void) {
@@ -185,21 +190,27 @@ static void refusals(void) {
   const float *x = out;
   const uint8_t x_codes[2] = {0};
   const int32_t zero[1] = {256};
-  expect_status("refusals", "products of 3 bits",
-                aq_linear_trellis(x, 1, codes, halves, halves, 0, 1, 2, 3, 0, out, AQ_ISA_BEST, 1), AQ_E_ARGUMENT);
+  expect_status("refusals", "products of 4 bits",
+                aq_linear_trellis(x, 1, codes, halves, halves, 0, 1, 2, 4, 0, out, AQ_ISA_BEST, 1), AQ_E_ARGUMENT);
   expect_status("refusals", "zero point",
                 aq_linear_trellis_int8(x_codes, x, zero, 1, codes, halves, halves, 0, 1, 2, 2, 0, out, AQ_ISA_BEST, 1),
                 AQ_E_VALUE);
   expect_status("refusals", "no gradient", aq_trellis_gradient(x, codes, 1, 2, 2, 0, 0, out, AQ_ISA_BEST, 1), AQ_E_ARGUMENT);
-  expect_status("refusals", "table of 4 bits", aq_trellis_table(4, table), AQ_E_ARGUMENT);
+  expect_status("refusals", "table of 4 bits", aq_trellis_table(4, tables[0]), AQ_E_ARGUMENT);
   expect_status("refusals", "nothing", aq_dequantize_trellis(0, 0, 0, 0, 2, 2, 0, 0, AQ_F32, AQ_ISA_BEST, 1), AQ_OK);
 }
 
 int main(int argc, char **argv) {
   begin(argc, argv);
-  expect_status("table", "2 bits", aq_trellis_table(2, table), AQ_OK);
-  for (int i = 0; i < WINDOWS; i++) expect(table[i] == -table[WINDOWS - 1 - i], "table", "its second half is the first turned round");
-  best_path();
+  for (int32_t b = 2; b <= 3; b++) {
+    const int windows = 64 << b;
+    const float *table = tables[b - 2];
+    expect_status("table", b == 2 ? "2 bits" : "3 bits", aq_trellis_table(b, tables[b - 2]), AQ_OK);
+    for (int i = 0; i < windows; i++)
+      expect(table[i] == -table[windows - 1 - i], "table", "its second half is the first turned round");
+  }
+  best_path(2, 21.89, 0.1188);
+  best_path(3, 18.07, 0.0374);
   refusals();
   run(AQ_ISA_SCALAR);
   run_sets(AQ_ISA_AVX512_VBMI, run);

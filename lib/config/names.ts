@@ -50,7 +50,7 @@ export const ZERO_POINT_KINDS: readonly ZeroPointKind[] = ["real", "integer", "s
 export type Codes = (typeof CODES)[number];
 export const CODES = ["uniform", "trellis"] as const;
 /** Bits that trellis codes can have. */
-export const TRELLIS_BITS: readonly BitWidth[] = [2];
+export const TRELLIS_BITS: readonly BitWidth[] = [2, 3];
 
 /** Bits of the sub-codes of two-level scales; 16: half floats by themselves, a scale and an offset a group. */
 export type ScaleBits = 4 | 6 | 8 | 16;

@@ -174,8 +174,8 @@ const ROWS: Rows = {
       "they need `zero_point` real",
   ),
   codes: key(choice(...CODES), "uniform").means(
-    "`uniform`: evenly spaced levels, the same for every weight. `trellis`: the level of a weight of 2 bits " +
-      "depends on the three codes before it as well, at the same size; layers of other bits and tables of tokens " +
+    "`uniform`: evenly spaced levels, the same for every weight. `trellis`: the level of a weight of 2 or 3 bits " +
+      "depends on the codes before it as well, at the same size; layers of other bits and tables of tokens " +
       "stay uniform. It needs solver `best` or `auto`, and `zero_point` real",
   ),
   num_time_groups: key(integer(1, 100), 10).means(

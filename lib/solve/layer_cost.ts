@@ -49,7 +49,7 @@ export function layerCost(config: ConfigInForce, row: PlanRow): number {
   if (block === 1) return byWeights;
   const steps = settingsFor(settings, { rows, cols, block });
   const passes = row.codes === "trellis"
-    ? trellisPasses(stepsOf(steps, row.bits!), block)
+    ? trellisPasses(stepsOf(steps, row.bits!), row.bits!, block)
     : passesOf(config, steps, row.bits!);
   // Its moment is factored for it as well.
   return moved + SECONDS.multiplyAdd * (passes * rows * cols * block + cols * block * block / 3);

@@ -86,7 +86,7 @@ const SIZES: readonly (readonly [functions: RegExp, arrays: RegExp, size: string
   [/./, /^columnWeights$/, "cols"],
   [/quantize_activations/, /^(scale|zeroPoint)$/, "tokens"],
   [/quantize_activations/, /./, "tokens * cols"],
-  [/trellis_table/, /^levels$/, "256"],
+  [/trellis_table/, /^levels$/, "2 ** (bits + 6)"],
   [
     /clipped|feedback|refine|trellis|linear_packed|quantize|fit_two|packed_|ggml/,
     /^(d?scale|zeroPoint|dzero|d?offset|minimum|groupWeights)$/,

@@ -10,9 +10,9 @@ import { allInt8Kernels, gaussians, randomStream } from "../_kernels.ts";
 type Trellis = TwoLevelTensor & { readonly codes: "trellis" };
 
 /** A matrix of random codes with its weights by the definition of docs/format.md. */
-function matrixOf(rows: number, cols: number, groupSize: 0 | 64, table: Float32Array) {
-  const random = randomStream(rows + cols), words = packedWords(cols, 2);
-  const shape = { rows, cols, bits: 2, groupSize, scaleBits: 16 } as const;
+function matrixOf(bits: 2 | 3, rows: number, cols: number, groupSize: 0 | 64, table: Float32Array) {
+  const random = randomStream(rows + cols), words = packedWords(cols, bits);
+  const shape = { rows, cols, bits, groupSize, scaleBits: 16 } as const;
   const groups = groupSize === 0 ? 1 : Math.ceil(cols / groupSize);
   const halfBits = (factor: number, seed: number) =>
     new Uint8Array(Float16Array.from(gaussians(seed, rows * groups), (value) => factor * value).buffer);
@@ -27,11 +27,12 @@ function matrixOf(rows: number, cols: number, groupSize: 0 | 64, table: Float32A
   const scale = new Float16Array(tensor.subScale.buffer), offset = new Float16Array(tensor.subMin.buffer);
   const weights = new Float32Array(rows * cols);
   for (let row = 0; row < rows; row++) {
-    let window = 0; // the code before on top, moved down by two bits for each that comes
+    let window = 0; // the code before on top, moved down by its bits for each that comes
     for (let col = 0; col < cols; col++) {
-      const code = Math.floor(4 * random()), word = row * words + (col >> 4);
-      tensor.packed[word] = tensor.packed[word]! | code << 2 * (col & 15);
-      window = code << 6 | window >> 2;
+      const code = Math.floor(2 ** bits * random()), bit = bits * col, word = row * words + (bit >> 5);
+      tensor.packed[word] = tensor.packed[word]! | code << (bit & 31);
+      if ((bit & 31) + bits > 32) tensor.packed[word + 1] = code >> (32 - (bit & 31));
+      window = code << 6 | window >> bits;
       const group = row * groups + (groupSize === 0 ? 0 : Math.floor(col / groupSize));
       weights[row * cols + col] = scale[group]! * table[window]! + offset[group]!;
     }
@@ -41,11 +42,13 @@ function matrixOf(rows: number, cols: number, groupSize: 0 | 64, table: Float32A
 
 test("trellis codes have the weights of the definition, and products of those, on every backend", async () => {
   const opened = await allInt8Kernels();
-  const table = new Float32Array(256), scalar = opened[0]!.kernels;
-  native.trellisTable(scalar, "read the table", 2, table);
-  expect(new Set(table).size).toBeGreaterThan(80);
-  for (const [rows, cols, groupSize] of [[5, 3, 0], [3, 100, 64], [18, 129, 0], [33, 640, 64]] as const) {
-    const { tensor, weights } = matrixOf(rows, cols, groupSize, table);
+  const scalar = opened[0]!.kernels;
+  const sizes = [[5, 3, 0], [3, 100, 64], [18, 129, 0], [33, 640, 64]] as const;
+  for (const [bits, [rows, cols, groupSize]] of ([2, 3] as const).flatMap((b) => sizes.map((s) => [b, s] as const))) {
+    const table = new Float32Array(2 ** (bits + 6));
+    native.trellisTable(scalar, "read the table", bits, table);
+    expect(new Set(table).size).toBeGreaterThan(80);
+    const { tensor, weights } = matrixOf(bits, rows, cols, groupSize, table);
     const bias = gaussians(3, rows), other = weights.map((value) => value + 0.125);
     for (const tokens of [1, 6]) {
       const x = gaussians(4, tokens * cols);

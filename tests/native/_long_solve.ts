@@ -1,4 +1,4 @@
-/** A command that feeds errors back and refines codes for minutes within one call of a kernel each. */
+/** A command that feeds errors back and refines codes, or searches for trellis codes, for minutes within one call of a kernel. */
 import process from "node:process";
 import { RandomStream } from "../../lib/models/random.ts";
 import { factorMoments } from "../../lib/quant/solvers/factored_moment.ts";
@@ -11,9 +11,15 @@ import { openCommandKernels } from "../../scripts/_command/signals.ts";
 
 const ROWS = 65536, COLS = 1024;
 
-const usage = { name: "_long_solve.ts", operands: "", about: "", options: {} } as const satisfies Usage;
+const usage = {
+  name: "_long_solve.ts",
+  operands: "CODES",
+  about: "",
+  options: {},
+} as const satisfies Usage;
 
-await defineCommand(usage, async () => {
+await defineCommand(usage, async (parsed) => {
+  const [codes] = parsed.operands("CODES");
   using kernels = await openCommandKernels({ threads: 1 });
   const x = new Float32Array(64 * COLS),
     row = new Float32Array(COLS),
@@ -25,7 +31,8 @@ await defineCommand(usage, async () => {
   accumulateMoment(kernels, x, undefined, undefined, 64, moments.second);
   moments.tokens = moments.weight = 64;
   const moment = factorMoments(kernels, moments, { damping: 0.01 });
-  const format = { bits: 2, groupSize: 128, zeroPoint: "real" } as const;
+  const trellis = codes === "trellis" ? { codes, scaleBits: 16 } as const : {};
+  const format = { bits: 2, groupSize: 128, zeroPoint: "real", ...trellis } as const;
   process.stderr.write("solving\n");
   solveLayer(kernels, "best", { weights, rows: ROWS, cols: COLS, moment, ...format }, {
     ...DEFAULT_SOLVER_SETTINGS,

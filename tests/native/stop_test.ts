@@ -58,12 +58,18 @@ describe("a signal", () => {
     expect(quantize(kernels, weights, 1, 64, { bits: 4 }).rows).toBe(1);
   });
 
-  for (const [signal, code] of [["SIGINT", 130], ["SIGTERM", 143], ["SIGHUP", 129]] as const) {
+  const signals = [
+    ["SIGINT", 130, "uniform"],
+    ["SIGTERM", 143, "uniform"],
+    ["SIGHUP", 129, "uniform"],
+    ["SIGINT", 130, "trellis"],
+  ] as const;
+  for (const [signal, code, codes] of signals) {
     // The solve would go on for many minutes: the test's time decides.
-    test(`${signal} ends a command within a call of a kernel`, async () => {
+    test(`${signal} ends a command within a call of a kernel, ${codes} codes`, async () => {
       const stopped = await runAndSignal(
         "../tests/native/_long_solve.ts",
-        [],
+        [codes],
         signal,
         (text) => /solving/.test(text),
       );
@@ -125,41 +131,46 @@ describe("a signal", () => {
     }
   }, 120_000);
 
-  test("inside a layer loses nothing: the run goes on to the same bytes", async () => {
-    const input = join(MODELS, "dream-mini");
-    const { config } = resolveConfig({
-      overrides: { solver: "feedback", bit_width: 2, calibration_samples: 32, num_threads: 1 },
-    });
-    const wanted = place.fresh("wanted"), stopped = place.fresh("stopped");
-    await catching((kernels) => quantizeCheckpoint({ input, output: wanted, config, kernels }));
-    const error = await rejection(catching((kernels) =>
-      quantizeCheckpoint({
-        input,
-        output: stopped,
-        config,
-        kernels,
-        onProgress: once(5),
-      })
-    ));
-    expect(error).toBeInstanceOf(InterruptedError);
-    expect(error.message).toContain("--resume");
-    const messages: string[] = [];
-    await catching((kernels) =>
-      quantizeCheckpoint({
-        input,
-        output: stopped,
-        config,
-        kernels,
-        resume: true,
-        onEvent: ({ message }) => messages.push(message),
-      })
-    );
-    // a signal may take its time: another layer can be solved before it comes
-    const kept = Number(/(\d+) of 28 layers were solved before/.exec(messages.join("\n"))?.[1]);
-    expect(kept).toBeGreaterThanOrEqual(5);
-    expect(kept).toBeLessThan(28);
-    expect(differences(stopped, wanted)).toEqual([]);
-  }, 120_000);
+  for (const [codes, solver] of [["uniform", "feedback"], ["trellis", "best"]] as const) {
+    test(`inside a layer of ${codes} codes loses nothing: the run goes on to the same bytes`, async () => {
+      const input = join(MODELS, "dream-mini");
+      const { config } = resolveConfig({
+        overrides: {
+          ...{ solver, codes, bit_width: 2, calibration_samples: 32, num_threads: 1 },
+          "solver_options.effort": "low",
+        },
+      });
+      const wanted = place.fresh(`wanted-${codes}`), stopped = place.fresh(`stopped-${codes}`);
+      await catching((kernels) => quantizeCheckpoint({ input, output: wanted, config, kernels }));
+      const error = await rejection(catching((kernels) =>
+        quantizeCheckpoint({
+          input,
+          output: stopped,
+          config,
+          kernels,
+          onProgress: once(5),
+        })
+      ));
+      expect(error).toBeInstanceOf(InterruptedError);
+      expect(error.message).toContain("--resume");
+      const messages: string[] = [];
+      await catching((kernels) =>
+        quantizeCheckpoint({
+          input,
+          output: stopped,
+          config,
+          kernels,
+          resume: true,
+          onEvent: ({ message }) => messages.push(message),
+        })
+      );
+      // a signal may take its time: another layer can be solved before it comes
+      const kept = Number(/(\d+) of 28 layers were solved before/.exec(messages.join("\n"))?.[1]);
+      expect(kept).toBeGreaterThanOrEqual(5);
+      expect(kept).toBeLessThan(28);
+      expect(differences(stopped, wanted)).toEqual([]);
+    }, 120_000);
+  }
 
   test("while weights alone are looked at, too", async () => {
     const input = join(MODELS, "dream-mini"),

@@ -90,6 +90,20 @@ describe("memory of calibrated work", () => {
     expect(Math.abs(blocks - once - states)).toBeLessThan(states / 10);
   });
 
+  test("holds one more factor of the widest moment where layers get trellis codes", () => {
+    const bytesOf = (overrides: Record<string, unknown>) => {
+      const config = chooseSolver(checkpoint, configOf({ ...best, calibration_mode: "once", ...overrides }));
+      const { rows } = planQuantization(checkpoint, config);
+      const stages = countRun({ calibrated: small, checkpoint, rows, memoryBytes: 1e9 }).stages(
+        config,
+      );
+      return stages.find(({ name }) => name.startsWith("solving"))!.bytes;
+    };
+    const of = (bit_width: number) => bytesOf({ bit_width, codes: "trellis" }) - bytesOf({ bit_width });
+    expect(of(2)).toBe(4 * widest! ** 2);
+    expect(of(4)).toBe(0); // those of 4 bits are uniform
+  });
+
   test("that does not fit is refused with a setting that does", () => {
     const peak = refusal(large(50), 1, best).neededBytes - process.memoryUsage().rss;
     const at = (share: number) => refusal(large(50), process.memoryUsage().rss + share * peak, best).message;

@@ -5,6 +5,8 @@ import { join } from "node:path";
 import { resolveConfig } from "../../lib/config/mod.ts";
 import { openKernels } from "../../lib/native/mod.ts";
 import { quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
+import { packedLayers } from "../../lib/quant/mod.ts";
+import { openCheckpoint } from "../../lib/tensor/mod.ts";
 import { differences, MODELS, workplace } from "../_checkpoints.ts";
 import { runIn, runtimeBinary } from "../_runtimes.ts";
 
@@ -80,21 +82,8 @@ describe("greedy generations at full precision, 4 and 2 bits", () => {
   }
 });
 
-test("the best solver and all phases write the same files in Bun and in Deno", async () => {
-  const settings = place.fresh("phases.yaml");
-  writeFileSync(settings, "thermodynamic:\n  transition_optimization:\n    max_iterations: 3\n");
-  const args = [
-    "--solver",
-    "best",
-    "--phases",
-    "all",
-    "--bits",
-    "2",
-    "--samples",
-    "32",
-    "--config",
-    settings,
-  ];
+/** Folders that quantize.ts wrote in each runtime that is here. */
+async function madeInEach(args: readonly string[]): Promise<string[]> {
   const made: string[] = [];
   for (const runtime of ["bun", "deno"] as const) {
     const binary = runtimeBinary(runtime);
@@ -106,6 +95,27 @@ test("the best solver and all phases write the same files in Bun and in Deno", a
     await runIn(runtime, binary, "../scripts/quantize.ts", [DREAM, output, ...args]);
     made.push(output);
   }
+  return made;
+}
+
+test("the best solver and all phases write the same files in Bun and in Deno", async () => {
+  const settings = place.fresh("phases.yaml");
+  writeFileSync(settings, "thermodynamic:\n  transition_optimization:\n    max_iterations: 3\n");
+  const made = await madeInEach(
+    ["--solver", "best", "--phases", "all", "--bits", "2", "--samples", "32", "--config", settings],
+  );
   expect(existsSync(join(made[0]!, "time_parameters.safetensors"))).toBe(true);
+  for (const other of made.slice(1)) expect(differences(other, made[0]!)).toEqual([]);
+}, 400_000);
+
+test("trellis codes of 2 and 3 bits are the same files in Bun and in Deno", async () => {
+  const settings = place.fresh("trellis.yaml");
+  writeFileSync(settings, "codes: trellis\nlayer_bit_widths:\n  layers.1: 3\n");
+  const made = await madeInEach(
+    ["--solver", "best", "--effort", "low", "--bits", "2", "--samples", "32", "--config", settings],
+  );
+  using checkpoint = openCheckpoint(made[0]!);
+  const layers = [...packedLayers(checkpoint).values()].filter(({ codes }) => codes === "trellis");
+  expect(new Set(layers.map(({ bits }) => bits))).toEqual(new Set([2, 3]));
   for (const other of made.slice(1)) expect(differences(other, made[0]!)).toEqual([]);
 }, 400_000);

@@ -147,7 +147,7 @@ describe("planQuantization", () => {
       }).warnings;
     expect(warningsAt(2)).toHaveLength(1);
     expect(warningsAt(4)).toHaveLength(2);
-    expect(warningsAt(4)[0]).toContain("no layer has trellis codes, which are of 2 bits");
+    expect(warningsAt(4)[0]).toContain("no layer has trellis codes, which are of 2 or 3 bits");
   });
 
   test("gives each matrix a grid that the target stores exactly, and says where rows rule it out", () => {

@@ -69,7 +69,7 @@ static int32_t linear_int8(const uint8_t *codes, const float *x_scale, const int
     status = aq_view_packed(packed, scale, zero_point, rows, cols, bits, group_size, &job.view);
   if (status != AQ_OK) return status;
   aq_linear_kernels linear = kernels->int8->linear;
-  if (trellis && kernels->tokens && cols && job.view.group_size >= 64) linear.one = kernels->tokens->bytes;
+  if (trellis && kernels->tokens && cols && job.view.group_size >= 64) linear.one = kernels->tokens->bytes[bits - 2];
   return aq_run_linear(&linear, &job, threads);
 }
 

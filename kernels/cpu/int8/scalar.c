@@ -40,7 +40,7 @@ static float dot(const aq_linear_job *job, size_t token, size_t row) {
       int32_t code = 0;
       for (size_t bit = 0; bit < bits; bit++)
         code |= (packed[(i * bits + bit) / 8] >> (i * bits + bit) % 8 & 1) << bit;
-      if (view->levels) code = aq_trellis_levels[aq_trellis_window(packed, i)];
+      if (view->levels) code = aq_trellis_level(packed, i, view->bits);
       products += (x[i] - zero) * code;
       sum += x[i] - zero;
     }

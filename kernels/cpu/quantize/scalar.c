@@ -59,7 +59,7 @@ static void dequantize(const aq_packed_view *view, size_t row, size_t col, size_
     }
     const size_t group = row * view->groups + (col + i) / view->group_size;
     if (view->levels) {
-      out[i] = aq_trellis_weight(aq_trellis_levels[aq_trellis_window((const uint8_t *)packed, col + i)],
+      out[i] = aq_trellis_weight(aq_trellis_level((const uint8_t *)packed, col + i, view->bits),
                                  aq_float_from_half(view->scale[group]), aq_float_from_half(view->zero_point[group]));
       continue;
     }

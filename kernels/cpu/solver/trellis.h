@@ -8,20 +8,16 @@
 
 #include "kernels.h"
 
-/* Bits of the codes before its own that a window holds: three codes of 2 bits or two of 3. */
-#define AQ_TRELLIS_BEFORE 6
 #define AQ_TRELLIS_MOST_WINDOWS 512
 #define AQ_TRELLIS_MOST_LANES 32 /* rows of a chunk of any instruction set */
 
 /* Columns that are decided at once, when as many behind them have been searched. */
 #define AQ_TRELLIS_BLOCK 16
 
-static inline int aq_trellis_bits_allowed(int32_t bits) { return bits == 2 || bits == 3; }
-
 /* Columns behind a code whose windows hold it. */
 static inline size_t aq_trellis_reach(int32_t bits) { return AQ_TRELLIS_BEFORE / (size_t)bits; }
 
-static inline size_t aq_trellis_windows(int32_t bits) { return (size_t)1 << (AQ_TRELLIS_BEFORE + bits); }
+static inline size_t aq_trellis_windows(int32_t bits) { return AQ_TRELLIS_WINDOWS(bits); }
 
 /* The moment and its factor are blocks on the diagonal, `block` columns each, one after the other; columns keep
  * their order. */

@@ -3,8 +3,9 @@
 #include "../dispatch.h"
 
 int32_t aq_trellis_table(int32_t bits, float *levels) {
-  if (!levels || bits != AQ_TRELLIS_BITS) return AQ_E_ARGUMENT;
-  for (size_t i = 0; i < AQ_TRELLIS_WINDOWS; i++) levels[i] = (float)aq_trellis_levels[i] * AQ_TRELLIS_UNIT;
+  if (!levels || !aq_trellis_bits_allowed(bits)) return AQ_E_ARGUMENT;
+  const int8_t *own = bits == 2 ? aq_trellis_levels_2 : aq_trellis_levels_3;
+  for (size_t i = 0; i < AQ_TRELLIS_WINDOWS(bits); i++) levels[i] = (float)own[i] * AQ_TRELLIS_UNIT;
   return AQ_OK;
 }
 
@@ -51,6 +52,6 @@ int32_t aq_linear_trellis(const float *x, size_t tokens, const uint32_t *packed,
   if (status != AQ_OK) return status;
   aq_linear_kernels linear = kernels->forward->linear;
   if (kernels->tokens && tokens <= linear.few_tokens && cols && job.view.group_size >= 64 && finite(x, tokens * cols))
-    linear.one = kernels->tokens->floats;
+    linear.one = kernels->tokens->floats[bits - 2];
   return aq_run_linear(&linear, &job, threads);
 }

@@ -4,10 +4,10 @@
 
 #include "../int8/kernels.h"
 
-/* As aq_linear_kernels.one, for a group of 64 columns at least. */
+/* As aq_linear_kernels.one, for a group of 64 columns at least, for codes of 2 and of 3 bits. */
 typedef struct {
-  void (*floats)(const aq_linear_job *job, size_t token, size_t row_begin, size_t row_end); /* x is finite */
-  void (*bytes)(const aq_linear_job *job, size_t token, size_t row_begin, size_t row_end);
+  void (*floats[2])(const aq_linear_job *job, size_t token, size_t row_begin, size_t row_end); /* x is finite */
+  void (*bytes[2])(const aq_linear_job *job, size_t token, size_t row_begin, size_t row_end);
 } aq_trellis_tokens;
 
 #endif

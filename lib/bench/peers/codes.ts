@@ -6,7 +6,7 @@ import { modelFrom } from "../../models/mod.ts";
 import { bootstrapMean, type Interval } from "../../eval/intervals.ts";
 import { DISTANCE_TITLES, MaskedYardstick, type Yardstick, yardstickOf } from "../../eval/yardstick.ts";
 import { nameOfPath } from "../../files/whole.ts";
-import type { GroupSize } from "../../quant/mod.ts";
+import type { BitWidth, GroupSize } from "../../quant/mod.ts";
 import { openCheckpoint } from "../../tensor/mod.ts";
 import { span } from "../settings.ts";
 import { type BenchContext, type Goal, mergeReports, type Suite, type SuiteReport } from "../suite.ts";
@@ -44,19 +44,22 @@ async function measureSetting(
   context: BenchContext,
   path: string,
   yardstick: Yardstick,
+  bit_width: BitWidth,
   group_size: GroupSize,
 ): Promise<Pair[]> {
   const { kernels, options: { quick, seed: first } } = context, pairs: Pair[] = [];
   for (let seed = first; seed < first + (quick ? QUICK_SEEDS : SEEDS); seed++) {
     const measured = [];
     for (const codes of ["uniform", "trellis"] as const) {
-      context.progress(`${nameOfPath(path)}, groups of ${group_size || "a row"}, seed ${seed}, ${codes}`);
+      context.progress(
+        `${nameOfPath(path)}, ${bit_width} bits, groups of ${group_size || "a row"}, seed ${seed}, ${codes}`,
+      );
       const keys = {
         ...calibrationKeys(path, quick),
         calibration_seed: seed,
         group_size,
-        bit_width: 2,
-        layer_bit_widths: { ".": 2 }, // no rule gives a layer more, whose codes would stay uniform
+        bit_width,
+        layer_bit_widths: { ".": bit_width }, // no rule gives a layer more, whose codes would stay uniform
         codes,
       };
       const found = await quantizedByPipeline(path, kernels, { ...keys, solver: "best" });
@@ -79,13 +82,15 @@ async function measureSetting(
 export type CodesRow = Pair & {
   readonly suite: "codes";
   readonly model: string;
+  readonly bits: BitWidth;
   readonly groupSize: GroupSize;
   /** What `distance` is. */
   readonly measure: string;
 };
 
 async function measureModel(context: BenchContext, path: string): Promise<SuiteReport<CodesRow>> {
-  const { kernels, options: { seed, quick, tasks, groupSizes, limit } } = context, name = nameOfPath(path);
+  const { kernels, options: { seed, quick, tasks, bits, groupSizes, limit } } = context,
+    name = nameOfPath(path);
   using checkpoint = openCheckpoint(path);
   const full = modelFrom(checkpoint, kernels), images = quick ? QUICK_IMAGES : IMAGES;
   const puzzles = limit ?? (quick ? 20 : undefined);
@@ -93,14 +98,15 @@ async function measureModel(context: BenchContext, path: string): Promise<SuiteR
   const yardstick = withoutTasks(await yardstickOf(checkpoint, kernels, amounts));
   yardstick.measure(full);
   const rows: CodesRow[] = [], cells: Record<string, string | number>[] = [], goals: Goal[] = [];
-  for (const groupSize of groupSizes) {
-    const pairs = await measureSetting(context, path, yardstick, groupSize);
+  for (const [width, groupSize] of bits.flatMap((b) => groupSizes.map((g) => [b, g] as const))) {
+    const pairs = await measureSetting(context, path, yardstick, width, groupSize);
     const layers = ratioOf(pairs.map(({ layerRatio }) => layerRatio), seed);
     const distance = ratioOf(pairs.map(({ distance: [uniform, trellis] }) => trellis / uniform), seed);
     const group = groupSize === 0 ? "row" : `g ${groupSize}`, title = DISTANCE_TITLES[yardstick.kind];
     const of = (key: "bitsPerWeight" | "distance" | "seconds", which: 0 | 1) =>
       mean(pairs.map((pair) => pair[key][which]));
     cells.push({
+      width,
       groups: group,
       seeds: pairs.length,
       uniformBits: of("bitsPerWeight", 0),
@@ -111,10 +117,12 @@ async function measureModel(context: BenchContext, path: string): Promise<SuiteR
       distance: span(distance, 3),
       seconds: of("seconds", 1) / of("seconds", 0),
     });
-    for (const pair of pairs) rows.push({ suite: "codes", model: name, groupSize, measure: title, ...pair });
+    for (const pair of pairs) {
+      rows.push({ suite: "codes", model: name, bits: width, groupSize, measure: title, ...pair });
+    }
     for (const [what, ratio, wanted] of [["layer error", layers, 0.72], [title, distance, 0.75]] as const) {
       goals.push({
-        goal: `${name}, ${group}: ${what} beside uniform codes`,
+        goal: `${name}, ${width} bits, ${group}: ${what} beside uniform codes`,
         wanted: `at most ${wanted} ×, interval below 1`,
         measured: `${span(ratio, 3)} ×`,
         met: ratio.value <= wanted && ratio.high < 1,
@@ -123,12 +131,13 @@ async function measureModel(context: BenchContext, path: string): Promise<SuiteR
   }
   return {
     sections: [{
-      title: `${name} (${full.kind}): trellis codes beside uniform ones, 2 bits, solver best`,
+      title: `${name} (${full.kind}): trellis codes beside uniform ones, solver best`,
       notes: [
         `Measured on ${yardstick.source}. Means over seeds of the calibration; × is trellis / uniform, the geometric`,
-        "mean of layers and of seeds, with a 95 % interval by bootstrap over seeds. Every matrix has 2 bits.",
+        "mean of layers and of seeds, with a 95 % interval by bootstrap over seeds. Every matrix has these bits.",
       ],
       columns: [
+        { key: "width", title: "bits", digits: 0 },
         { key: "groups", title: "groups" },
         { key: "seeds", title: "seeds" },
         { key: "uniformBits", title: "bits/w, uniform", digits: 3 },

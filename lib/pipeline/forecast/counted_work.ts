@@ -61,6 +61,10 @@ interface SolvedStage {
 const rowsOf = ({ weights: { rows }, experts = 1 }: LinearLayer): number[] =>
   Array.from({ length: experts }, () => rows / experts);
 
+/** Factors of a moment in the order of its columns, beside that in the order of its diagonal: trellis codes need one. */
+const ownOrders = (forms: readonly WeightFormat[]): number =>
+  forms.some(({ codes }) => codes === "trellis") ? 1 : 0;
+
 /** What a run works on. */
 export interface CountedRun {
   readonly calibrated: Solvable;
@@ -194,10 +198,10 @@ export abstract class CountedWork {
     const kept = most(layers.map(({ cols }) => cols)) + this.keptBeside;
     const states = runs * (pass.statesBytes + 4 * pass.positions * kept);
     const solveBytes = most(
-      layers.flatMap(({ cols, rows, block }) => [
+      layers.flatMap(({ cols, rows, forms, block }) => [
         // Gathered; a layer that is alone in its stage adds to the stream.
         SUM_BYTES * cols * (block * (corrects ? 2 : 1) + (corrects && rows.length === 1 ? rows[0]! : 0)),
-        4 * cols * block * (corrects ? 3 : 2) + most(rows) * cols * LAYER_BYTES +
+        4 * cols * block * ((corrects ? 3 : 2) + ownOrders(forms)) + most(rows) * cols * LAYER_BYTES +
         (corrects ? 4 * cols * rows.reduce((a, b) => a + b, 0) : 0),
       ]),
     );
@@ -258,7 +262,11 @@ export abstract class CountedWork {
     return {
       name: "sensitivities",
       bytes: pass.statesBytes + Math.max(pass.bytes, probe.bytes) + 3 * probe.statesBytes + most(gathered) +
-        most(layers.map(({ cols, rows, block }) => 8 * cols * block + most(rows) * cols * LAYER_BYTES)),
+        most(
+          layers.map(({ cols, rows, forms, block }) =>
+            4 * cols * block * (2 + ownOrders(forms)) + most(rows) * cols * LAYER_BYTES
+          ),
+        ),
       statesBytes: 0,
       seconds: (timed) =>
         // A block that is measured is still run.

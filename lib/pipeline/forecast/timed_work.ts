@@ -23,8 +23,8 @@ import { tokenKl } from "../../thermo/masked_transition.ts";
 
 /** Most columns, rows and inputs of a layer that is solved to be timed: wider ones take as many times longer. */
 const PROBE = { cols: 2048, rows: 384, manyRows: 768, tokens: 1024 };
-/** Weights whose trellis codes are searched for. */
-const TRELLIS = { rows: 64, cols: 512 };
+/** Weights whose trellis codes are searched for: rows for each thread, which has them in the lanes of its vectors. */
+const TRELLIS = { rowsOfThread: 32, cols: 512 };
 /** Most multiply-adds, roughly, of a block that is run to be timed. */
 const BLOCK_MULTIPLY_ADDS = 2e10;
 /** What takes less is timed again: the first time has compiling in it. */
@@ -175,7 +175,7 @@ export class TimedWork implements Disposable {
     const { rows: few, manyRows: many } = PROBE;
     if (form.codes === "trellis") {
       // A search takes the same for every weight, what comes behind it as long as a block has columns.
-      const count = Math.min(rows, TRELLIS.rows),
+      const count = Math.min(rows, TRELLIS.rowsOfThread * this.#kernels.threads),
         width = Math.min(own, TRELLIS.cols),
         half = Math.ceil(width / 2);
       const whole = ofRows(count, width), part = half / width;

@@ -67,11 +67,11 @@ export const NO_STEPS: Steps = {
 };
 
 /** Multiply-adds that take as long as a search for trellis codes takes for a weight, beside half a pass over the moment. */
-export const SEARCH_MULTIPLY_ADDS = 16384;
+export const searchMultiplyAdds = (bits: number): number => bits === 2 ? 16384 : 61440;
 
 /** Passes over a moment of blocks of so many columns, for each row, of solving for trellis codes. */
-export const trellisPasses = ({ rounds, refinesEach }: Steps, block: number): number =>
-  (refinesEach ? TRELLIS_RATIOS.length : 1) * Math.max(1, rounds) * (SEARCH_MULTIPLY_ADDS / block + 5.5);
+export const trellisPasses = ({ rounds, refinesEach }: Steps, bits: number, block: number): number =>
+  (refinesEach ? TRELLIS_RATIOS.length : 1) * Math.max(1, rounds) * (searchMultiplyAdds(bits) / block + 5.5);
 
 /** Parts of the weights' deviation that scales of trellis codes start from, the best one for most layers first. */
 export const TRELLIS_RATIOS: readonly number[] = [1.2, 1.05, 1.4];

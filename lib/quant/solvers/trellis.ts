@@ -1,5 +1,5 @@
 /**
- * Solving for trellis codes: 2 bits whose level depends on the codes before them, found by a beam search whose
+ * Solving for trellis codes: 2 or 3 bits whose level depends on the codes before them, found by a beam search whose
  * survivors each feed their own errors back. The codes are those of QTIP (https://arxiv.org/abs/2406.11235), which
  * feeds errors back between tiles of columns.
  */
@@ -20,14 +20,14 @@ import {
 } from "../packed/layout.ts";
 import { quantize, type WeightSolver } from "../quantize.ts";
 import type { Weights } from "../weights.ts";
-import { NO_STEPS, SEARCH_MULTIPLY_ADDS, type Steps, TRELLIS_RATIOS } from "./effort.ts";
+import { NO_STEPS, searchMultiplyAdds, type Steps, TRELLIS_RATIOS } from "./effort.ts";
 import { factorMoments, inOwnOrder, workspace } from "./factored_moment.ts";
 import { checkProblem, type MomentProblem } from "./problem.ts";
 import type { Solution } from "./settings.ts";
 import { type Candidate, inParts, keepBetterRows, total } from "./steps.ts";
 
-/** Deviation of numbers that the table's levels are made for, in their unit; with error feedback targets are wider. */
-const TABLE_DEVIATION = 21.89 / 32;
+/** Deviation of numbers that a table's levels are made for, by bits, in their unit; with error feedback targets are wider. */
+const TABLE_DEVIATIONS: Readonly<Record<number, number>> = { 2: 21.89 / 32, 3: 18.07 / 32 };
 
 /** Rounds of least squares and descent behind each search. */
 const SETTLING_ROUNDS = 2;
@@ -44,7 +44,7 @@ function tableOf(kernels: Kernels, bits: number): Float32Array<ArrayBuffer> {
 type Lines = Pick<Candidate, "scale" | "zeroPoint">;
 
 /** Scales and offsets of each group from the mean and the deviation of its weights, as half floats. */
-function startLines({ weights, rows, cols, groupSize }: MomentProblem, ratio: number): Lines {
+function startLines({ weights, rows, cols, bits, groupSize }: MomentProblem, ratio: number): Lines {
   const groups = groupCount(cols, groupSize), size = groupSize === 0 ? cols : groupSize;
   const scale = new Float32Array(rows * groups), zeroPoint = new Float32Array(rows * groups);
   for (let i = 0; i < scale.length; i++) {
@@ -54,7 +54,7 @@ function startLines({ weights, rows, cols, groupSize }: MomentProblem, ratio: nu
     for (const weight of own) sum += weight;
     const mean = sum / own.length;
     for (const weight of own) squares += (weight - mean) ** 2;
-    const wanted = ratio * Math.sqrt(squares / own.length) / TABLE_DEVIATION;
+    const wanted = ratio * Math.sqrt(squares / own.length) / TABLE_DEVIATIONS[bits]!;
     // A group of equal weights needs levels for what the half float of its mean leaves.
     scale[i] = Math.f16round(Math.max(wanted, Math.abs(mean) * 2 ** -12, 2 ** -24));
     zeroPoint[i] = Math.f16round(mean);
@@ -83,7 +83,7 @@ function searchFrom(
   const { kernels, rows, cols, bits, groupSize, moment: { block } } = problem, groups = scale.length / rows;
   const codes = new Uint8Array(rows * cols), objective = new Float64Array(rows);
   const table = tableOf(kernels, bits), work = workspace(kernels, cols, groupSize);
-  inParts(problem, SEARCH_MULTIPLY_ADDS / block + 0.5, (begin, end) => {
+  inParts(problem, searchMultiplyAdds(bits) / block + 0.5, (begin, end) => {
     const part = rowsPart(begin, end),
       layer = [part(problem.weights, cols), end - begin, cols, bits, groupSize] as const;
     const lines = [part(scale, groups), part(zeroPoint, groups)] as const;

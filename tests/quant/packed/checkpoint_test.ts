@@ -346,7 +346,7 @@ describe("packedLayers", () => {
     [
       "trellis codes of 4 bits",
       "real",
-      '["a.weight"].bits must be one of 2 with trellis codes',
+      '["a.weight"].bits must be one of 2, 3 with trellis codes',
       (_, config) => {
         const { arrowquant } = config.quantization_config;
         arrowquant["format_version"] = 3;

@@ -30,13 +30,17 @@ const scalar = every.find(({ name }) => name.endsWith("scalar"))!.kernels;
 const place = workplace();
 afterAll(() => place.remove());
 
-const TABLE = new Float32Array(256);
-call.trellisTable(scalar, "read the table", 2, TABLE);
+const WIDTHS = [2, 3] as const;
+const TABLES = new Map(WIDTHS.map((bits) => {
+  const table = new Float32Array(2 ** (bits + 6));
+  call.trellisTable(scalar, "read the table", bits, table);
+  return [bits as number, table];
+}));
 const halves = (bytes: Uint8Array) => new Float16Array(bytes.slice().buffer);
 
-/** Weights by docs/format.md: the window is 8 bits of the row's stream that end with the weight's own two. */
+/** Weights by docs/format.md: the window is the weight's own bits of the row's stream and the six before them. */
 function decode(
-  { rows, cols, groupSize, packed, subScale, subMin }: TwoLevelTensor,
+  { rows, cols, bits, groupSize, packed, subScale, subMin }: TwoLevelTensor,
 ): Float32Array<ArrayBuffer> {
   const scale = halves(subScale), offset = halves(subMin), words = packed.length / rows;
   const size = groupSize || cols, groups = Math.ceil(cols / size);
@@ -44,8 +48,8 @@ function decode(
   return Float32Array.from({ length: rows * cols }, (_, at) => {
     const row = Math.floor(at / cols), col = at % cols, g = row * groups + Math.floor(col / size);
     let window = 0;
-    for (let i = 0; i < 8; i++) window |= bit(row, 2 * col - 6 + i) << i;
-    return Math.fround(scale[g]! * TABLE[window]!) + offset[g]!;
+    for (let i = 0; i < bits + 6; i++) window |= bit(row, bits * col - 6 + i) << i;
+    return Math.fround(scale[g]! * TABLES.get(bits)![window]!) + offset[g]!;
   });
 }
 
@@ -58,15 +62,15 @@ function momentOf(cols: number, block = cols): FactoredMoment {
   return factorMoments(scalar, moments);
 }
 
-const format = (groupSize: GroupSize) =>
-  ({ bits: 2, groupSize, zeroPoint: "real", scaleBits: 16, codes: "trellis" }) as const;
+const format = (groupSize: GroupSize, bits: 2 | 3 = 2) =>
+  ({ bits, groupSize, zeroPoint: "real", scaleBits: 16, codes: "trellis" }) as const;
 
 describe("trellis codes", () => {
   const ROWS = 24, COLS = 100, weights = gaussians(1, ROWS * COLS), moment = momentOf(COLS);
 
-  test("are solved to the same bytes everywhere, to less error than uniform codes", () => {
-    for (const groupSize of [0, 32] as const) {
-      const problem = { weights, rows: ROWS, cols: COLS, moment, ...format(groupSize) };
+  test("of 2 and 3 bits are solved to the same bytes everywhere, to less error than uniform codes", () => {
+    for (const [groupSize, bits] of [[0, 2], [32, 2], [0, 3], [32, 3]] as const) {
+      const problem = { weights, rows: ROWS, cols: COLS, moment, ...format(groupSize, bits) };
       const { tensor, objective, firstObjective } = solveLayer(scalar, "best", problem);
       const values = decode(tensor as TwoLevelTensor);
       expect(dequantize(kernels, tensor)).toEqual(values);
@@ -169,9 +173,10 @@ describe("trellis codes", () => {
   test("come back from a checkpoint of format version 3", async () => {
     const input = writeCheckpoint(place.fresh(), {
       "model.layers.0.mlp.up_proj.weight": matrix(9, 70, gaussian(630, 2)),
+      "model.layers.0.mlp.gate_proj.weight": matrix(9, 70, gaussian(630, 4)),
       "model.layers.0.mlp.down_proj.weight": matrix(5, 64, gaussian(320, 3)),
     });
-    const layer_bit_widths = { down_proj: 4 },
+    const layer_bit_widths = { down_proj: 4, gate_proj: 3 },
       overrides = { codes: "trellis", bit_width: 2, layer_bit_widths };
     const { config } = resolveConfig({ overrides }), output = place.fresh(), plain = place.fresh();
     await quantizeCheckpoint({ kernels, input, output, config });
@@ -180,19 +185,24 @@ describe("trellis codes", () => {
       format_version: 3,
       layers: {
         "model.layers.0.mlp.up_proj.weight": { bits: 2, group_size: 64, codes: "trellis" },
+        "model.layers.0.mlp.gate_proj.weight": { bits: 3, group_size: 64, codes: "trellis" },
         "model.layers.0.mlp.down_proj.weight": { bits: 4, group_size: 64 },
       },
     });
     using checkpoint = openCheckpoint(output);
-    const layers = packedLayers(checkpoint), layer = layers.get("model.layers.0.mlp.up_proj.weight")!;
-    expect(layer).toMatchObject({
-      codes: "trellis",
-      bitsPerWeight: (9 * (5 * 4 + 2 * 2 + 2 * 2) + 16) * 8 / 630,
-    });
+    const layers = packedLayers(checkpoint);
+    const [layer, wider] = ["up", "gate"].map((name) =>
+      layers.get(`model.layers.0.mlp.${name}_proj.weight`)!
+    );
+    const bitsPerWeight = (words: number) => (9 * (words * 4 + 2 * 2 + 2 * 2) + 16) * 8 / 630;
+    expect(layer).toMatchObject({ codes: "trellis", bitsPerWeight: bitsPerWeight(5) });
+    expect(wider).toMatchObject({ codes: "trellis", bitsPerWeight: bitsPerWeight(7) });
     expect(layers.get("model.layers.0.mlp.down_proj.weight")!.codes).toBeUndefined();
-    const values = decode(readPackedTensor(checkpoint, layer) as TwoLevelTensor);
     await dequantizeCheckpoint({ kernels, input: output, output: plain, dtype: "F32" });
     using back = openCheckpoint(plain);
-    expect(new Float32Array(back.read(layer.name).buffer)).toEqual(values);
+    for (const { name } of [layer!, wider!]) {
+      const values = decode(readPackedTensor(checkpoint, layers.get(name)!) as TwoLevelTensor);
+      expect(new Float32Array(back.read(name).buffer)).toEqual(values);
+    }
   });
 });
