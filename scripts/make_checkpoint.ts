@@ -40,7 +40,7 @@ nothing.`,
     "--shards N": "files (default one per gigabyte, at least 2)",
     "--seed N": "default 1",
     "--statistics FILE":
-      "also made-up statistics of what the layers read, .safetensors, to solve the checkpoint with --calibrate",
+      "also synthetic statistics of what the layers read, .safetensors, to solve the checkpoint with --calibrate",
     "--moment-block N": "columns of a block of their second moments (default 1024)",
     "--headers-only":
       "leave holes in the files in place of weights, which read as 0: a model larger than the disk, to plan",

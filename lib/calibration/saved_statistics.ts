@@ -229,7 +229,7 @@ function refuseFile(path: string, force: boolean): void {
   );
 }
 
-/** Statistics of a pass that is complete, and the files with which it could have been gone on with. */
+/** Statistics of a pass that is complete, and the files with which it could have gone on. */
 interface Collected {
   readonly statistics: CalibrationStatistics;
   readonly files: readonly string[];

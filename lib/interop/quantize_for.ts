@@ -39,7 +39,7 @@ const workFolder = (output: string): string => `${output.replace(/\/+$/, "")}.ar
 
 /**
  * Quantizes a checkpoint for a program. What the program cannot hold is refused before a weight is read; a
- * run that was stopped is gone on with where `resume` says so.
+ * stopped run goes on where `resume` says so.
  *
  * @throws as {@linkcode quantizeCheckpoint} and {@linkcode exportCheckpoint}
  */

@@ -82,7 +82,7 @@ export function float(doing: Doing, name: string, value: number): void {
   if (typeof value !== "number") refuse(doing, name, "be a number", typeof value);
 }
 
-// Sizes as the kernels reckon them
+// Sizes as the kernels count them
 
 export const packedWordsOf = (cols: number, bits: number): number => Math.ceil(cols * bits / 32);
 export const groupsOf = (cols: number, groupSize: number): number =>

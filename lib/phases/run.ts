@@ -322,7 +322,9 @@ export class PhaseSequence {
   /** Phase 1: a report; the model stays as it is. */
   async validate({ smoothnessThreshold, samples }: NonNullable<PhaseSettings["validation"]>): Promise<void> {
     const begin = this.#begin("validation"), groups = this.#groups!;
-    if (this.#grids.size === 0) this.#warn("the Markov score says nothing: no layer has static grids");
+    if (this.#grids.size === 0) {
+      this.#warn("the Markov score says nothing: no layer has static ranges of activations");
+    }
     const reports = new Map<string, MarkovReport>([...this.#grids].map(([name, own]) => [
       name,
       own.scale.length === groups.count

@@ -206,7 +206,7 @@ function checkLayer(name: string, groups: TimeGroups, layer: LayerParameters): v
       throw new RangeError(fail(`activation bits must be 4 or 8, got ${perToken}`));
     }
     if (activation !== undefined) {
-      throw new TypeError(fail("activations must have static grids or a grid a token, got both"));
+      throw new TypeError(fail("activations must have static ranges or per-token ranges, got both"));
     }
   }
   if (output !== undefined) {

@@ -319,7 +319,7 @@ function fluxLayout(hidden: number, headSize: number, text: number, pooled: numb
 const SPECIAL_TOKENS = { pad_token_id: 0, mask_token_id: 1, bos_token_id: 2, eos_token_id: 3 };
 const SPECIAL_WORDS = ["<pad>", "<mask>", "<bos>", "<eos>"];
 
-/** Files of a tokenizer with a made-up vocabulary: special tokens, then words `w4`, `w5`, … at spaces. */
+/** Files of a tokenizer with a synthetic vocabulary: special tokens, then words `w4`, `w5`, … at spaces. */
 export function tokenizerFiles(vocabulary: number): Readonly<Record<string, unknown>> {
   const words = Array.from({ length: vocabulary }, (_, i) => SPECIAL_WORDS[i] ?? `w${i}`);
   const flags = { single_word: false, lstrip: false, rstrip: false, normalized: false, special: true };

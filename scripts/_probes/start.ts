@@ -1,6 +1,6 @@
 /**
  * `scripts/_probes/start.ts [LAYERS FOLDER]`: prints how long the import of mod.ts takes; with LAYERS, how
- * long writing the whole report of a quantization with so many made-up layers into FOLDER takes, its
+ * long writing the whole report of a quantization with so many synthetic layers into FOLDER takes, its
  * libraries' loading included, and how large the page gets.
  */
 import { statSync } from "node:fs";
@@ -14,11 +14,11 @@ if (layerText === undefined || folder === undefined) {
 } else {
   const { tablesOf } = await import("../../lib/analysis/rows.ts");
   const { writeReport } = await import("../../lib/analysis/report/folder.ts");
-  const model = "made up", setting = "4 clip", bits = 4, weights = 4096 * 4096;
+  const model = "synthetic", setting = "4 clip", bits = 4, weights = 4096 * 4096;
   const names = Array.from({ length: Number(layerText) }, (_, i) => `model.layers.${i}.mlp.up_proj.weight`);
   const page = await writeReport(folder, {
-    name: "made up",
-    title: "made up: nothing in it was measured",
+    name: "synthetic",
+    title: "synthetic: nothing in it was measured",
     command: "scripts/_probes/start.ts",
     date: new Date(0).toISOString(),
     seconds: 0,

@@ -25,7 +25,7 @@ const STEPS = {
   refinement: ["refine_codes"],
 } as const;
 type SolverStep = keyof typeof STEPS | "whole solve";
-/** Products that the steps are held against, and another library's. */
+/** Products that the steps are compared with, and another library's. */
 const PRODUCT = "product (SGEMM)", PEER_PRODUCT = "product, OpenBLAS";
 type Step = SolverStep | typeof PRODUCT | typeof PEER_PRODUCT;
 
@@ -50,7 +50,7 @@ export function numbersLike(count: number, seed: number): Float32Array<ArrayBuff
   return out;
 }
 
-/** Most columns of the product that the others are held against. */
+/** Most columns of the product that the others are compared with. */
 const PRODUCT_COLUMNS = 2048;
 
 /** Operations and seconds of a product `[rows, cols] × [cols, n]` of ours and of OpenBLAS. */

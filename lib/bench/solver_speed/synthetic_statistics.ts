@@ -1,4 +1,4 @@
-/** Statistics of made-up inputs: second moments of a formula, to time solving from statistics. */
+/** Statistics of synthetic inputs: second moments of a formula, to time solving from statistics. */
 import { type InputMoments, momentBlocks } from "../../quant/solvers/moments.ts";
 import { momentElements } from "../../native/call_checks.ts";
 import { CalibrationStatistics, equalTimeGroups, writeCalibrationStatistics } from "../../time/mod.ts";
@@ -59,7 +59,7 @@ export function writeSyntheticStatistics(
       const layers = matrices.map(([name]) => name);
       return [layers[0]!, { cols, block: Math.min(cols, block), layers }];
     })),
-    runs: [{ identity: "synthetic", source: "made up", isSynthetic: true, samples: 1 }],
+    runs: [{ identity: "synthetic", source: "synthetic", isSynthetic: true, samples: 1 }],
     load: (name) => secondMoment(statistics.inputs.get(name)!, tokens),
   });
   for (const { weight, tokens: counts, samples, squares } of statistics.inputs.values()) {
