@@ -8,7 +8,7 @@ import { formatTable } from "../eval/table.ts";
 import type { Spec } from "./_chart.ts";
 import { type Theme, withTheme } from "./_theme.ts";
 import { renderSvg } from "./render.ts";
-import { escapeHtml } from "./report/mod.ts";
+import { escapeHtml } from "./report/escape.ts";
 import type { MeasuredRow, TableLike } from "./tables.ts";
 
 /** Contents by media type. */
