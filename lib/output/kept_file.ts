@@ -2,6 +2,7 @@
 import { Buffer } from "node:buffer";
 import { createHash } from "node:crypto";
 import { ownKind, readWhole, writeWhole } from "../files/whole.ts";
+import { giveBack } from "../quant/array_memory.ts";
 
 const ARRAYS = { Uint8Array, Uint16Array, Uint32Array, Float32Array, Float64Array } as const;
 type KeptArray = InstanceType<(typeof ARRAYS)[keyof typeof ARRAYS]>;
@@ -64,8 +65,9 @@ export function writeKept<Header>(
 
 /** Reads a file; undefined where there is none of this identity, or it is not as it was written. */
 export function readKept<Header>(path: string, identity: string): Kept<Header> | undefined {
-  if (ownKind(path) !== "file") return undefined;
-  const file = Buffer.from(readWhole(path, MAX_KEPT_BYTES).buffer), decoder = new TextDecoder();
+  const bytes = readThere(path);
+  if (bytes === undefined) return undefined;
+  const file = Buffer.from(bytes.buffer), decoder = new TextDecoder();
   const content = file.subarray(DIGEST_CHARACTERS + 1);
   // What its digest does not fit was not written by this tool, or not whole: done again.
   if (decoder.decode(file.subarray(0, DIGEST_CHARACTERS)) !== digestOf([content])) return undefined;
@@ -75,12 +77,22 @@ export function readKept<Header>(path: string, identity: string): Kept<Header> |
   >;
   if (own !== identity) return undefined;
   let at = end + 1;
-  return {
-    header,
-    arrays: arrays.map(({ type, bytes }) => {
-      const own = new Uint8Array(content.subarray(at, at + bytes));
-      at += bytes;
-      return new ARRAYS[type](own.buffer);
-    }),
-  };
+  const copies = arrays.map(({ type, bytes }) => {
+    const own = new Uint8Array(content.subarray(at, at + bytes));
+    at += bytes;
+    return new ARRAYS[type](own.buffer);
+  });
+  giveBack(bytes);
+  return { header, arrays: copies };
+}
+
+/** A file's bytes; undefined where there is none, also where another task has just deleted it. */
+function readThere(path: string): Uint8Array<ArrayBuffer> | undefined {
+  if (ownKind(path) !== "file") return undefined;
+  try {
+    return readWhole(path, MAX_KEPT_BYTES);
+  } catch (error) {
+    if (ownKind(path) === "nothing") return undefined;
+    throw error;
+  }
 }

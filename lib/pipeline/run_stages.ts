@@ -44,7 +44,10 @@ export async function calibrateRun(
   const { memory } = calibration;
   const say = (data: Solvable, ownSamples?: OwnSampleWork) =>
     announce(
-      { checkpoint, config, kernels, memory, folder: output?.work, options },
+      {
+        ...{ checkpoint, config, kernels, memory, folder: output?.work, options },
+        isTogether: options.togetherMilliseconds !== undefined,
+      },
       data,
       plan.rows,
       ownSamples,

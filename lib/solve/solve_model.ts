@@ -307,14 +307,16 @@ class ModelSolver<Batch> {
     done: (layer: SolvedLayer, isNew: boolean) => void,
   ): Promise<void> {
     const started = performance.now(), { layers } = stage;
-    const isOpen = (i: number) => team.solved(layers[i]!.name) === undefined;
+    const isLeftOut = layers.map((layer) => this.#isLeftOut(layer));
+    // What nobody solves is not waited for: others may have removed their sums.
+    const awaited = layers.filter((_, i) => !isLeftOut[i]).map(({ name }) => name);
+    const isOpen = (i: number) => !isLeftOut[i] && team.solved(layers[i]!.name) === undefined;
     const isOwn = layers.map((_, i) => team.solves(first + i) && isOpen(i)),
       known = new Map<string, SolvedLayer>();
     // All tasks have a part of the sums; targets that are made of the inputs themselves are made by all as well.
-    const gathered = await team.unlessSolved(
-      layers.map(({ name }) => name),
-      () => this.#gather(stage, isOwn.includes(true)),
-    );
+    const gathered = awaited.length === 0
+      ? undefined
+      : await team.unlessSolved(awaited, () => this.#gather(stage, isOwn.includes(true)));
     if (gathered !== undefined) {
       const inputs = this.#prepared(stage, gathered), gathering = performance.now() - started;
       const isShared = this.#full !== undefined && gathered.cross === undefined;
@@ -332,9 +334,7 @@ class ModelSolver<Batch> {
       letGo(inputs);
     }
     for (const [i, layer] of layers.entries()) {
-      if (known.has(layer.name) || this.#nonfinite(layer, denseWeights(this.options.kernels, layer))) {
-        continue;
-      }
+      if (known.has(layer.name) || isLeftOut[i]) continue;
       done(await team.layer(layer.name, first + i), false);
     }
     for (const { name } of layers) team.forget(name);
@@ -426,6 +426,13 @@ class ModelSolver<Batch> {
     );
   }
 
+  /** {@linkcode #nonfinite} of a layer that others may solve. */
+  #isLeftOut(layer: LinearLayer): boolean {
+    const dense = denseWeights(this.options.kernels, layer), isLeftOut = this.#nonfinite(layer, dense);
+    giveBack(dense);
+    return isLeftOut;
+  }
+
   /**
    * @param place where the layer is, what gathering its inputs took, the form that is wanted where that is not told by
    *   its name, and whether more than the target is wanted, which a team's tasks make together
@@ -492,7 +499,7 @@ class ModelSolver<Batch> {
       ...(team === undefined ? {} : {
         async total(sums, pass) {
           const own = { counts: [], sums: [sums.exact()] }, what = `target ${pass}`;
-          return new Float32Array((await team.all(name, what, own)).sums[0]!);
+          return narrowed((await team.all(name, what, own)).sums[0]!);
         },
       }),
       inputs,

@@ -6,6 +6,7 @@
 import { basename, dirname, join } from "node:path";
 import { setTimeout as wait } from "node:timers/promises";
 import { OutputError } from "../errors.ts";
+import { giveBack } from "../quant/array_memory.ts";
 import { listFolder, quote, remove, sha256 } from "../files/whole.ts";
 import { readKept, writeKept } from "../output/kept_file.ts";
 import { makeOwnFolder } from "../output/own_folder.ts";
@@ -66,13 +67,15 @@ export class Team {
   }
 
   /**
-   * Sums of all tasks, in their order.
+   * Sums of all tasks, in their order. Those of this one are given back.
    *
    * @throws {OutputError} where one does not come, or its sums are of another size
    * @throws {AlreadySolved} within {@linkcode unlessSolved} where nobody needs them any more
    */
   async all(stage: string, what: string, own: TeamSums): Promise<TeamSums> {
     this.publish(stage, what, own);
+    const sizes = own.sums.map(({ length }) => length);
+    giveBack(...own.sums); // they are in the folder
     let total: { counts: number[]; sums: Float64Array<ArrayBuffer>[] } | undefined;
     for (let index = 1; index <= this.place.shard.count; index++) {
       const { header: { counts }, arrays } = await this.#awaited(
@@ -87,11 +90,12 @@ export class Team {
         },
       );
       const sums = arrays as Float64Array<ArrayBuffer>[];
-      this.#checkSizes(what, index, sums, own);
+      this.#checkSizes(what, index, sums, sizes);
       if (total === undefined) total = { counts: [...counts], sums };
       else {
         for (const [i, value] of counts.entries()) total.counts[i]! += value;
         for (const [i, own] of sums.entries()) addTo(total.sums[i]!, own);
+        giveBack(...sums);
       }
     }
     return total!;
@@ -129,9 +133,9 @@ export class Team {
   }
 
   /** @throws {OutputError} unless another task's sums have the sizes of this one's */
-  #checkSizes(what: string, index: number, sums: readonly Float64Array[], own: TeamSums): void {
-    const sizesOf = (all: readonly Float64Array[]) => all.map(({ length }) => length).join(", ");
-    const wanted = sizesOf(own.sums), got = sizesOf(sums), { shard: { count }, folder } = this.place;
+  #checkSizes(what: string, index: number, sums: readonly Float64Array[], sizes: readonly number[]): void {
+    const wanted = sizes.join(", "), got = sums.map(({ length }) => length).join(", ");
+    const { shard: { count }, folder } = this.place;
     if (got === wanted) return;
     throw new OutputError(
       `Cannot add up sums of ${what}: shard ${index}/${count} must have ${wanted} numbers, as this one, got ${got}: ` +

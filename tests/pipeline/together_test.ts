@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { openKernels } from "../../lib/native/mod.ts";
 import { mergeCheckpoint } from "../../lib/pipeline/mod.ts";
 import { differences, rejection, workplace } from "../_checkpoints.ts";
+import { dreamCheckpoint, store } from "../_models.ts";
 import { DIT, DREAM, type Options, pipelineRuns } from "./_runs.ts";
 
 const kernels = await openKernels({ threads: 1 });
@@ -83,6 +84,21 @@ test("a task that is stopped and one that is lost go on where they were: same by
   rmSync(join(parts, "shard-1-of-2"), { recursive: true });
   await quantizeTo(parts, DREAM, { config, shard: { index: 1, count: 2 }, togetherMilliseconds: 1000 });
   expect(differences(await merged(DREAM, parts), whole)).toEqual([]);
+});
+
+test("a task that comes late does not wait for a layer that nobody solves: its weights are not finite", async () => {
+  const made = dreamCheckpoint(), name = "model.layers.1.mlp.down_proj.weight", tensor = made.tensors[name]!;
+  const { buffer, byteOffset, byteLength } = tensor.data,
+    data = new Uint8Array(buffer, byteOffset, byteLength).slice();
+  new Float32Array(data.buffer)[0] = NaN;
+  const input = store(place.fresh(), made, { tensors: { [name]: { ...tensor, data } } }),
+    parts = place.fresh();
+  const config = { ...BEST, calibration_data: "synthetic", non_finite: "keep" };
+  await Promise.all(together(input, parts, 2, { config }));
+  rmSync(join(parts, "shard-2-of-2"), { recursive: true });
+  await quantizeTo(parts, input, { config, shard: { index: 2, count: 2 }, togetherMilliseconds: 300 });
+  const { layers } = await mergeCheckpoint({ input, output: place.fresh(), shards: [parts] });
+  expect(layers.find((layer) => layer.name === name)!.action).toBe("keep");
 });
 
 test("a task of another configuration is not waited for by mistake: neither takes the other's sums", async () => {

@@ -7,7 +7,8 @@ import { rejection, workplace } from "../_checkpoints.ts";
 const place = workplace();
 afterAll(() => place.remove());
 
-const STAGE = "stage", SUMS = { counts: [3], sums: [Float64Array.of(1, 2)] };
+const STAGE = "stage";
+const sumsOf = (...values: number[]) => ({ counts: [3], sums: [Float64Array.from(values)] });
 
 /** Two tasks with one folder. */
 function pair(waitMilliseconds = 50): readonly [Team, Team] {
@@ -28,13 +29,16 @@ function solve({ place: { folder } }: Team, name: string): void {
 test("sums and counts of all tasks are added up", async () => {
   const [first, second] = pair();
   second.publish(STAGE, "inputs", { counts: [4], sums: [Float64Array.of(10, 20)] });
-  expect(await first.all(STAGE, "inputs", SUMS)).toEqual({ counts: [7], sums: [Float64Array.of(11, 22)] });
+  expect(await first.all(STAGE, "inputs", sumsOf(1, 2))).toEqual({
+    counts: [7],
+    sums: [Float64Array.of(11, 22)],
+  });
 });
 
 test("sums of another size are refused, with the setting that makes them alike", async () => {
   const [first, second] = pair();
   second.publish(STAGE, "inputs", { counts: [4], sums: [new Float64Array(1)] });
-  const { message } = await rejection(first.all(STAGE, "inputs", SUMS));
+  const { message } = await rejection(first.all(STAGE, "inputs", sumsOf(1, 2)));
   expect(message).toMatch(/shard 2\/2 must have 2 numbers, as this one, got 1: .*--max-memory/);
 });
 
@@ -42,13 +46,14 @@ describe("sums that are gone", () => {
   test("are not waited for where others have solved all layers that need them", async () => {
     const [first] = pair();
     for (const name of ["a", "b"]) solve(first, name);
-    expect(await first.unlessSolved(["a", "b"], () => first.all(STAGE, "inputs", SUMS))).toBeUndefined();
+    expect(await first.unlessSolved(["a", "b"], () => first.all(STAGE, "inputs", sumsOf(1, 2))))
+      .toBeUndefined();
   });
 
   test("are waited for while one of the layers is not solved", async () => {
     const [first] = pair();
     solve(first, "a");
-    const waits = first.unlessSolved(["a", "b"], () => first.all(STAGE, "inputs", SUMS));
+    const waits = first.unlessSolved(["a", "b"], () => first.all(STAGE, "inputs", sumsOf(1, 2)));
     expect((await rejection(waits)).message).toContain("from shard 2/2 must be in");
   });
 });

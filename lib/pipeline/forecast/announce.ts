@@ -32,6 +32,8 @@ export interface ForecastRun {
   readonly options: RunOptions;
   /** Layers whose sensitivities an earlier run has measured, as a part of all; default 0. */
   readonly measuredShare?: number | undefined;
+  /** Whether tasks solve the model together; default no. */
+  readonly isTogether?: boolean | undefined;
 }
 
 /** Shorter work is not announced. */
@@ -60,12 +62,12 @@ export function announce(
   rows: readonly PlanRow[],
   ownSamples?: OwnSampleWork,
 ): void {
-  const { checkpoint, config, kernels, memory, folder, measuredShare, options: { onEvent } } = run;
+  const { checkpoint, config, kernels, memory, folder, options: { onEvent } } = run;
   const memoryBytes = memory.limitBytes;
   const isSolved = folder === undefined
     ? undefined
     : (candidate: number, name: string) => hasSolvedLayer(folder, candidate, name);
-  const counted = countRun({ calibrated, checkpoint, rows, memoryBytes, measuredShare, isSolved });
+  const counted = countRun({ ...run, calibrated, rows, memoryBytes, isSolved });
   const before = ownSamples === undefined || !(counted instanceof CountedModel)
     ? []
     : [counted.ownSamples(ownSamples, () => memory.held.limitBytes)];

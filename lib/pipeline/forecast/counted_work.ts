@@ -33,8 +33,11 @@ export interface RunStage {
 const BUDGET_GRIDS = 24;
 /** Held-out parts that a budget measures a layer on. */
 const PROBE_PARTS = 2;
-/** Bytes of a sum while it is gathered: in double, and of a chunk or rounded. */
-const SUM_BYTES = 12;
+/**
+ * Bytes of a sum while it is gathered: in double, and of a chunk or rounded; where tasks add theirs up, in double as the
+ * total, as a file and as what is read from it.
+ */
+const SUM_BYTES = 12, SHARED_SUM_BYTES = 24;
 /** Bytes of a weight of the layer that is solved, in its forms: as float32, as target and in steps to it, as codes. */
 const LAYER_BYTES = 20;
 /** Copies of what layers read, for each run, in those of {@linkcode TimedWork.copying}. */
@@ -74,6 +77,8 @@ export interface CountedRun {
   readonly memoryBytes: number;
   /** Layers whose sensitivities are measured already, as a part of all; default 0. */
   readonly measuredShare?: number | undefined;
+  /** Whether tasks add up their sums; default no. */
+  readonly isTogether?: boolean | undefined;
   /** Whether an earlier run has solved a layer for a candidate; default none. */
   readonly isSolved?: ((candidate: number, name: string) => boolean) | undefined;
 }
@@ -197,10 +202,11 @@ export abstract class CountedWork {
     // Between stages: hidden states, and what the widest layers read.
     const kept = most(layers.map(({ cols }) => cols)) + this.keptBeside;
     const states = runs * (pass.statesBytes + 4 * pass.positions * kept);
+    const sumBytes = this.run.isTogether === true ? SHARED_SUM_BYTES : SUM_BYTES;
     const solveBytes = most(
       layers.flatMap(({ cols, rows, forms, block }) => [
         // Gathered; a layer that is alone in its stage adds to the stream.
-        SUM_BYTES * cols * (block * (corrects ? 2 : 1) + (corrects && rows.length === 1 ? rows[0]! : 0)),
+        sumBytes * cols * (block * (corrects ? 2 : 1) + (corrects && rows.length === 1 ? rows[0]! : 0)),
         4 * cols * block * ((corrects ? 3 : 2) + ownOrders(forms)) + most(rows) * cols * LAYER_BYTES +
         (corrects ? 4 * cols * rows.reduce((a, b) => a + b, 0) : 0),
       ]),
