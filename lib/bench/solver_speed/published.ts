@@ -1,6 +1,6 @@
 /**
  * Seconds of solving at the widths of published models, and a forecast of `best` for these models from the
- * rates of this run. The forecast of a run of one's own is lib/pipeline/forecast.ts.
+ * rates of this run. The forecast of a run of one's own is lib/pipeline/forecast.
  */
 import { chooseMoment } from "../../calibration/moment_structure.ts";
 import type { Effort } from "../../config/names.ts";
