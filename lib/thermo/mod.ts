@@ -20,7 +20,7 @@ export {
   type OptimizerOptions,
   type OptimizerState,
   type Parameters,
-} from "./optimizer.ts";
+} from "./optimizer/mod.ts";
 export {
   blendTable,
   blendWeight,

@@ -5,7 +5,7 @@ import {
   type OptimizationPlan,
   optimize,
   type OptimizerState,
-} from "../../lib/thermo/optimizer.ts";
+} from "../../lib/thermo/optimizer/mod.ts";
 import { allKernels, gaussians } from "../_kernels.ts";
 
 const everywhere = await allKernels();

@@ -12,7 +12,7 @@ import {
   optimize,
   type OptimizerOptions,
   type OptimizerState,
-} from "../../thermo/optimizer.ts";
+} from "../../thermo/optimizer/mod.ts";
 import type { PackedTensor } from "../../quant/mod.ts";
 import type { LayerParameters } from "../../time/mod.ts";
 import type { DitModel } from "../dit/model.ts";
