@@ -26,7 +26,7 @@ import tempfile
 import uuid
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -106,9 +106,14 @@ class Input:
         self, x: torch.Tensor, weights: torch.Tensor | None, now: Now, samples: torch.Tensor | None = None
     ) -> None:
         """Adds rows; `samples` says which each belongs to where they do not lie together, one as long as another."""
+        if x.shape[0] > 0:
+            with exactly(x.device):
+                self.add_rows(x, weights, now, samples)
+
+    def add_rows(
+        self, x: torch.Tensor, weights: torch.Tensor | None, now: Now, samples: torch.Tensor | None
+    ) -> None:
         rows = x.shape[0]
-        if rows == 0:
-            return
         for group, index in rows_by_group(now, rows, samples):
             own = x if index is None else x[index]
             w = None if weights is None else weights if index is None else weights[index]
@@ -135,6 +140,13 @@ class Input:
         yield f"{self.name}.second", second
         yield f"{self.name}.range", torch.tensor([each.range for each in self.histograms], dtype=torch.float64)
         yield f"{self.name}.histogram", torch.stack([each.counts for each in self.histograms])
+
+
+def exactly(device: torch.device) -> AbstractContextManager:
+    """No autocast, under which products of float32 are of half precision."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 class Seen:

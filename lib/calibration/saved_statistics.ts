@@ -72,7 +72,7 @@ export function loadStatistics(paths: readonly string[], fingerprint: string): C
   return mergeStatistics(
     paths.map((path) =>
       path.endsWith(".safetensors")
-        ? readCalibrationStatistics(path, { fingerprint }).statistics
+        ? readCalibrationStatistics(path, { fingerprint, checksAll: true }).statistics
         : readImportanceMatrix(path)
     ),
   );

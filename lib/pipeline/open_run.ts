@@ -1,4 +1,5 @@
 /** An open checkpoint with its configuration: what every stage of a run works on. */
+import { existsSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
 import { hasStatistics, type SaveCalibration } from "../calibration/source.ts";
@@ -91,7 +92,7 @@ export function openRun<K extends Kernels | undefined>(options: OpenRunOptions<K
       options.saveCalibration !== undefined;
     const limits = runLimits(checkpoint), isSolved = hasStatistics(config);
     if (config.thermodynamic.transitionOptimization.enabled) checkGradients(checkpoint);
-    if (isRun && limits !== undefined && !isSolved) throw withoutCalibration(limits);
+    if (isRun && limits !== undefined && !isSolved) throw withoutCalibration(limits, config);
     const messages = [
       ...checkpoint.notes,
       ...(limits === undefined ? [] : [isSolved ? statisticsAlone(limits) : weightsAlone(limits)]),
@@ -132,14 +133,16 @@ export function checkPlain(checkpoint: Checkpoint): void {
   );
 }
 
-const withoutCalibration = ({ message, path, cause }: CheckpointError): CheckpointError =>
-  new CheckpointError(
-    `${message}; the solvers clip and round need no run of the model and quantize it all the same`,
-    {
-      path,
-      cause,
-    },
-  );
+function withoutCalibration(
+  { message, path, cause }: CheckpointError,
+  { calibrationData }: Config,
+): CheckpointError {
+  const given = calibrationData === null || !existsSync(calibrationData)
+    ? ""
+    : `; statistics of what its layers read would do, and ${quote(calibrationData)} is no file of them`;
+  const others = "the solvers clip and round need no run of the model and quantize it all the same";
+  return new CheckpointError(`${message}${given}; ${others}`, { path, cause });
+}
 
 const shortened = ({ message }: CheckpointError): string =>
   message.length > 300 ? `${message.slice(0, 300)}…` : message;

@@ -23,7 +23,7 @@
  */
 import { CalibrationError } from "../errors.ts";
 import { momentElements } from "../native/call_checks.ts";
-import { MAX_MOMENT_COLS, momentBlocks } from "../quant/solvers/moments.ts";
+import { diagonalOf, MAX_MOMENT_COLS, momentBlocks } from "../quant/solvers/moments.ts";
 import { MAX_TENSORS, SafetensorsFile, type TensorSpec } from "../tensor/mod.ts";
 import { ActivationHistogram, HISTOGRAM_BINS } from "./activation_range.ts";
 import {
@@ -80,6 +80,13 @@ const MAX_FILE_BYTES = 2 ** 42;
 
 /** Most that rounding takes from a sum of squares, as a part of it: 2⁻⁵³ for each of 2³³ samples. */
 const MAX_LOW_SHARE = 2 ** -20;
+
+/** Most by which sums of the same products differ, as a part of them: products of TF32 or bfloat16 are that rough. */
+const SUM_TOLERANCE = 1 / 16;
+/** Most that an input counts: masked positions count 1. */
+const MOST_WEIGHT = 2 ** 32;
+/** Below the smallest normal float32 sums are lost. */
+const TINY = 2 ** -120;
 
 /** What statistics have: of an unfinished pass, or a part of one, sums are exact. */
 type Kind = Pick<CalibrationStatistics, "second" | "isExact">;
@@ -190,6 +197,8 @@ export interface StatisticsExpectation {
   readonly groups?: TimeGroups | undefined;
   /** Whether the pass may be unfinished; default false. */
   readonly allowUnfinished?: boolean | undefined;
+  /** Second moments that are not kept are read and checked at once as well: what is wrong is known before work begins. */
+  readonly checksAll?: boolean | undefined;
 }
 
 /**
@@ -258,7 +267,9 @@ export function readCalibrationStatistics(
   }
   if (file.tensors.has(`${inputs.keys().next().value}.sum_low`)) statistics.markExact();
   const known = new Set<string>([BOUNDARIES, MODEL_WEIGHTS]);
-  for (const name of statistics.inputs.keys()) readInput(file, name, statistics, known, malformed);
+  for (const name of statistics.inputs.keys()) {
+    readInput(file, name, statistics, { known, checksAll: expected.checksAll === true }, malformed);
+  }
   const other = file.tensors.keys().find((name) => !known.has(name));
   if (other !== undefined) throw malformed("every tensor must be a part of an input, got another", other);
   return { statistics, partsDone: parts_done === undefined ? undefined : Number(parts_done) };
@@ -448,7 +459,7 @@ function readInput(
   file: SafetensorsFile,
   name: string,
   statistics: CalibrationStatistics,
-  known: Set<string>,
+  { known, checksAll }: { readonly known: Set<string>; readonly checksAll: boolean },
   malformed: Malformed,
 ): void {
   const { inputs, groups: { count: groups }, isLoaded } = statistics;
@@ -459,8 +470,12 @@ function readInput(
     if (!hasRange && isRange(spec.name)) continue;
     const isMoments = spec.name === `${name}.second` || spec.name === `${name}.group_second`;
     known.add(spec.name);
-    if (isMoments && isLoaded) continue;
+    if (isMoments && isLoaded && !checksAll) continue;
     const values = isMoments ? readMoments(file, spec, input, malformed) : readFinite(file, spec, malformed);
+    if (isMoments) {
+      checkDiagonal(values as Moments, spec, { ...input, squares: read.get("squares")! }, malformed);
+    }
+    if (isMoments && isLoaded) continue;
     read.set(spec.name.slice(name.length + 1), values);
   }
   for (const [part, key] of PARTS) {
@@ -469,32 +484,9 @@ function readInput(
     if (key === "second" || key === "groupSecond") statistics.takeMoments(name, key, values as Moments);
     else input[key].set(values);
   }
-  const { cols, weight, tokens, samples, squares, squaresLow } = input;
-  for (const [part, counts] of [["tokens", tokens], ["samples", samples]] as const) {
-    const bad = counts.find((count) => !Number.isSafeInteger(count) || count < 0);
-    if (bad !== undefined) throw malformed(`counts must be whole numbers ≥ 0, got ${bad}`, `${name}.${part}`);
-  }
-  const badWeight = weight.findIndex((value, g) => value < 0 || (value > 0 && tokens[g] === 0));
-  if (badWeight >= 0) {
-    throw malformed(
-      `weights must be ≥ 0, and 0 where there are no inputs, got ${weight[badWeight]}`,
-      `${name}.weight`,
-    );
-  }
-  const badSquare = squares.findIndex((value) => value < 0);
-  if (badSquare >= 0) {
-    throw malformed(`sums of squares must be ≥ 0, got ${squares[badSquare]}`, `${name}.squares`);
-  }
-  const badLow = squaresLow.findIndex((low, i) => Math.abs(low) > MAX_LOW_SHARE * squares[i]!);
-  if (badLow >= 0) {
-    throw malformed(
-      `rounding must have taken at most ${MAX_LOW_SHARE} of a sum of squares, got ${squaresLow[badLow]} of ${
-        squares[badLow]
-      }`,
-      `${name}.squares_low`,
-    );
-  }
+  checkSums(name, input, malformed);
   if (!hasRange) return;
+  const { cols, tokens } = input;
   const range = read.get("range")!, counts = read.get("histogram") as Float64Array<ArrayBuffer>;
   for (const [g, histogram] of input.histograms.entries()) {
     try {
@@ -514,35 +506,114 @@ function readInput(
   }
 }
 
-/** Sums of squares are not negative, and sums of products the same either way. */
+/** @throws {FormatError} by `malformed`, when counts, weights and sums of an input are none, or do not fit */
+function checkSums(name: string, input: InputStatistics, malformed: Malformed): void {
+  const { cols, weight, tokens, samples, sum, squares, squaresLow } = input;
+  for (const [part, counts] of [["tokens", tokens], ["samples", samples]] as const) {
+    const bad = counts.find((count) => !Number.isSafeInteger(count) || count < 0);
+    if (bad !== undefined) throw malformed(`counts must be whole numbers ≥ 0, got ${bad}`, `${name}.${part}`);
+  }
+  const badWeight = weight.findIndex((value, g) => value < 0 || value > MOST_WEIGHT * tokens[g]!);
+  if (badWeight >= 0) {
+    throw malformed(
+      `weights must be 0 to ${MOST_WEIGHT} an input, got ${weight[badWeight]} of ${tokens[badWeight]}`,
+      `${name}.weight`,
+    );
+  }
+  const badSquare = squares.findIndex((value) => value < 0);
+  if (badSquare >= 0) {
+    throw malformed(`sums of squares must be ≥ 0, got ${squares[badSquare]}`, `${name}.squares`);
+  }
+  const badSum = sum.findIndex((value, i) =>
+    value ** 2 > (1 + SUM_TOLERANCE) ** 2 * weight[Math.floor(i / cols)]! * squares[i]! + TINY
+  );
+  if (badSum >= 0) {
+    const most = Math.sqrt(weight[Math.floor(badSum / cols)]! * squares[badSum]!);
+    throw malformed(
+      `sums must be at most √(weight · squares), ${most} in column ${badSum % cols}, got ${sum[badSum]}`,
+      `${name}.sum`,
+    );
+  }
+  const badLow = squaresLow.findIndex((low, i) => Math.abs(low) > MAX_LOW_SHARE * squares[i]!);
+  if (badLow >= 0) {
+    throw malformed(
+      `rounding must have taken at most ${MAX_LOW_SHARE} of a sum of squares, got ${squaresLow[badLow]} of ${
+        squares[badLow]
+      }`,
+      `${name}.squares_low`,
+    );
+  }
+}
+
+/** @throws {FormatError} by `malformed`, unless a moment has the sums of squares on its diagonal */
+function checkDiagonal(
+  moments: Moments,
+  { name, shape }: TensorSpec,
+  { cols, block = cols, squares }: LayerInput & { readonly squares: TimeValues },
+  malformed: Malformed,
+): void {
+  const groups = squares.length / cols, isByGroup = shape.length === 3, total = new Float64Array(cols);
+  for (const [i, value] of squares.entries()) total[i % cols]! += value;
+  for (let g = 0; g < (isByGroup ? groups : 1); g++) {
+    const own = isByGroup ? squares.subarray(g * cols, (g + 1) * cols) : total;
+    const diagonal = diagonalOf(
+      isByGroup ? moments.subarray(g * cols * cols, (g + 1) * cols * cols) : moments,
+      cols,
+      isByGroup ? cols : block,
+    );
+    const bad = diagonal.findIndex((value, k) =>
+      Math.abs(value - own[k]!) > SUM_TOLERANCE * Math.max(value, own[k]!) + TINY
+    );
+    if (bad < 0) continue;
+    throw malformed(
+      `the diagonal must have the sums of squares, ${own[bad]} in column ${bad}, got ${diagonal[bad]}`,
+      name,
+    );
+  }
+}
+
+/** Sums of squares are not negative, and sums of products the same either way and at most as large as squares allow. */
 function checkMoment(second: Moments, cols: number, tensor: string, malformed: Malformed): void {
+  const most = new Float64Array(cols);
   for (let i = 0; i < cols; i++) {
     if (second[i * cols + i]! < 0) {
       throw malformed(`sums of squares must be ≥ 0, got ${second[i * cols + i]}`, tensor);
     }
+    most[i] = (1 + SUM_TOLERANCE) * Math.sqrt(second[i * cols + i]! + TINY);
   }
   for (let first = 0; first < cols; first += TILE) {
-    for (let left = 0; left <= first; left += TILE) checkTile(second, cols, first, left, tensor, malformed);
+    for (let left = 0; left <= first; left += TILE) checkTile(second, most, first, left, tensor, malformed);
   }
 }
 
 /** Rows and columns that are compared with their mirror image at once: both lie in the cache. */
 const TILE = 32;
 
-/** @throws {FormatError} by `malformed`, unless a tile of a moment is its mirror image's transpose */
+/**
+ * @param most by column, the root of what its sum of squares may be
+ * @throws {FormatError} by `malformed`, unless a tile of a moment is its mirror image's transpose
+ */
 function checkTile(
   second: Moments,
-  cols: number,
+  most: Float64Array,
   first: number,
   left: number,
   tensor: string,
   malformed: Malformed,
 ): void {
-  const end = Math.min(cols, first + TILE), right = Math.min(cols, left + TILE);
+  const cols = most.length, end = Math.min(cols, first + TILE), right = Math.min(cols, left + TILE);
   for (let i = first; i < end; i++) {
     for (let j = left; j < Math.min(right, i); j++) {
-      if (second[i * cols + j] === second[j * cols + i]) continue;
-      throw malformed(`a moment must be symmetric, got another one at [${i}, ${j}]`, tensor);
+      const value = second[i * cols + j]!;
+      if (value !== second[j * cols + i]) {
+        throw malformed(`a moment must be symmetric, got another one at [${i}, ${j}]`, tensor);
+      }
+      if (Math.abs(value) <= most[i]! * most[j]!) continue;
+      const squares = `${second[i * (cols + 1)]} and ${second[j * (cols + 1)]}`;
+      throw malformed(
+        `sums of products must fit those of squares, got ${value} at [${i}, ${j}] of ${squares}`,
+        tensor,
+      );
     }
   }
 }

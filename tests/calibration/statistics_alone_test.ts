@@ -12,6 +12,7 @@ import { openCheckpoint } from "../../lib/tensor/mod.ts";
 import {
   CalibrationStatistics,
   equalTimeGroups,
+  readCalibrationStatistics,
   timestepAxis,
   writeCalibrationStatistics,
 } from "../../lib/time/mod.ts";
@@ -84,6 +85,19 @@ function statistics(stages = STAGES, { cols = COLS, identity = "a", model = MODE
 function save(own: CalibrationStatistics): string {
   const path = `${place.fresh("statistics")}.safetensors`;
   writeCalibrationStatistics(path, own);
+  return path;
+}
+
+/** A copy of a file with other numbers in a tensor, from its element `first` on. */
+function withNumbers(file: string, tensor: string, first: number, values: readonly number[]): string {
+  const bytes = readFileSync(file), data = 8 + Number(bytes.readBigUInt64LE(0));
+  const { dtype, data_offsets: [begin] } = JSON.parse(bytes.toString("utf8", 8, data))[tensor];
+  for (const [i, value] of values.entries()) {
+    if (dtype === "F32") bytes.writeFloatLE(value, data + begin + 4 * (first + i));
+    else bytes.writeDoubleLE(value, data + begin + 8 * (first + i));
+  }
+  const path = `${place.fresh("numbers")}.safetensors`;
+  writeFileSync(path, bytes);
   return path;
 }
 
@@ -236,6 +250,43 @@ describe("statistics alone", () => {
       if (tensor !== undefined) expect(error.tensor).toBe(tensor);
       expect(existsSync(output)).toBe(false);
     }
+  });
+
+  test("numbers that contradict each other are refused by name, nothing is written", async () => {
+    const layer = LAYERS[3]!, path = save(statistics());
+    const changed = (part: string, first: number, values: readonly number[], file = path) =>
+      withNumbers(file, `${layer}.${part}`, first, values);
+    const mirrored = (value: number) => changed("second", COLS, [value], changed("second", 1, [value]));
+    const cases: [file: string, tensor: string, message: RegExp][] = [
+      [changed("second", 0, [Infinity]), "second", /must be finite, got Infinity/],
+      [changed("second", COLS + 1, [-1]), "second", /sums of squares must be ≥ 0, got -1/],
+      [changed("second", 1, [7]), "second", /must be symmetric, got another one at \[1, 0\]/],
+      [mirrored(1e9), "second", /sums of products must fit those of squares, got 1000000000 at \[1, 0\]/],
+      [
+        changed("second", 0, Array(COLS * COLS).fill(0)),
+        "second",
+        /the diagonal must have the sums of squares/,
+      ],
+      [changed("squares", 5, [1e12]), "second", /the diagonal must have the sums of squares.*in column 5/],
+      [changed("sum", 3, [1e12]), "sum", /sums must be at most √.*in column 3, got 1000000000000/],
+      [changed("weight", 0, [0, 0, 0, 0]), "sum", /sums must be at most √/],
+      [changed("weight", 0, [1e308]), "weight", /weights must be 0 to 4294967296 an input/],
+      [changed("tokens", 0, [0.5]), "tokens", /counts must be whole numbers/],
+    ];
+    for (const [file, part, message] of cases) {
+      const { output, run } = quantize(MODEL, file), error = await rejection(run()) as FormatError;
+      expect([error.name, error.tensor, error.path]).toEqual(["FormatError", `${layer}.${part}`, file]);
+      expect(error.message).toMatch(message);
+      expect(error.message).toContain(file);
+      expect(existsSync(output)).toBe(false);
+    }
+  });
+
+  test("moments too large to be kept are checked before work begins", () => {
+    const path = withNumbers(save(statistics()), `${LAYERS[3]}.second`, 5, [NaN]);
+    const read = (checksAll: boolean) => readCalibrationStatistics(path, { fingerprint: "", checksAll }, 0);
+    expect(thrown(() => read(true))).toBeInstanceOf(FormatError);
+    expect(thrown(() => read(false).statistics.moments(LAYERS[3]!)).message).toContain("got NaN at 5");
   });
 
   test("a listed layer of the checkpoint without an entry is missing, not left to chance", async () => {

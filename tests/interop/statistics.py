@@ -14,6 +14,7 @@ lines FOLDER FILE       runs the code of FILE in FOLDER; prints the shapes of it
 by_command FOLDER FILE  collects by the command over the prompts of FILE; prints the names of what it saved
 experts FOLDER          a mixture of experts and its statistics; prints how many inputs each expert had
 pair FOLDER             whole.safetensors, blocks.safetensors and x.safetensors of two small layers
+mixed FOLDER            collects there under autocast; prints the difference from float64
 interrupted FOLDER      collects there and is interrupted; prints what files are left
 
 Prints JSON.
@@ -351,6 +352,17 @@ def pair(folder: str) -> int:
     return len(inputs)
 
 
+def mixed(folder: str) -> float:
+    """Largest difference of a moment that is collected under autocast from that of the inputs in float64."""
+    layer, x = torch.nn.Linear(40, 8), torch.randn(512, 40, generator=torch.Generator().manual_seed(8))
+    path = Path(folder) / "mixed.safetensors"
+    with collect(layer, path, moment="full"), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+    wanted = x.double().T @ x.double()
+    got = next(each for name, each in load_file(path).items() if name.endswith(".second"))
+    return ((got.double() - wanted).abs().max() / wanted.abs().max()).item()
+
+
 def by_time(folder: str) -> dict[str, list[float]]:
     """Inputs by time group of samplers that give timesteps, in floats down to 0.5, and shares of 1."""
     counts, x = {}, torch.ones(1, 1, 40)
@@ -381,9 +393,10 @@ if __name__ == "__main__":
     if command == "draw":
         root, *families = rest
         print(json.dumps({family: draw(family, Path(root) / family) for family in families or FAMILIES}))
-    elif command in ("pipeline", "masked", "lines", "by_command", "experts", "pair", "by_time", "interrupted"):
+    elif command in ("pipeline", "masked", "lines", "by_command", "experts", "pair", "mixed", "by_time",
+                     "interrupted"):
         print(json.dumps(dict(pipeline=make_pipeline, masked=make_masked, lines=run_lines,
-                              by_command=by_command, experts=experts, pair=pair, by_time=by_time,
+                              by_command=by_command, experts=experts, pair=pair, mixed=mixed, by_time=by_time,
                               interrupted=interrupted)[command](*rest)))
     elif command == "dream":
         print(run_dream(*rest))

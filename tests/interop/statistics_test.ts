@@ -255,6 +255,13 @@ describe("docs/statistics.md", () => {
     120_000,
   );
 
+  test("under autocast moments are those of float32", async () => {
+    const python = readersPython(), folder = place.fresh("mixed");
+    if (python === undefined) return;
+    mkdirSync(folder);
+    expect(await runReader(python, SCRIPT, ["mixed", folder])).toBeLessThan(1e-6);
+  }, 120_000);
+
   test("interrupted half-way, nothing is left", async () => {
     const python = readersPython(), folder = place.fresh("interrupted");
     if (python === undefined) return;

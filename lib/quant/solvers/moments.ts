@@ -82,7 +82,7 @@ export function narrowMoments(moments: InputMoments, block: number): InputMoment
 
 /** Weight of each column by itself: the moment's diagonal. */
 export function diagonalOf(
-  moment: Float32Array,
+  moment: Float32Array | Float64Array,
   cols: number,
   block: number = cols,
 ): Float32Array<ArrayBuffer> {
