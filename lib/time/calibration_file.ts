@@ -472,19 +472,20 @@ function readInput(
     known.add(spec.name);
     if (isMoments && isLoaded && !checksAll) continue;
     const values = isMoments ? readMoments(file, spec, input, malformed) : readFinite(file, spec, malformed);
-    if (isMoments) {
-      checkDiagonal(values as Moments, spec, { ...input, squares: read.get("squares")! }, malformed);
-    }
-    if (isMoments && isLoaded) continue;
     read.set(spec.name.slice(name.length + 1), values);
   }
   for (const [part, key] of PARTS) {
     const values = read.get(part);
-    if (values === undefined) continue;
-    if (key === "second" || key === "groupSecond") statistics.takeMoments(name, key, values as Moments);
-    else input[key].set(values);
+    if (values !== undefined && key !== "second" && key !== "groupSecond") input[key].set(values);
   }
   checkSums(name, input, malformed);
+  for (const key of ["second", "groupSecond"] as const) {
+    const part = key === "second" ? "second" : "group_second",
+      moments = read.get(part) as Moments | undefined;
+    if (moments === undefined) continue;
+    checkDiagonal(moments, `${name}.${part}`, input, malformed);
+    if (!isLoaded) statistics.takeMoments(name, key, moments);
+  }
   if (!hasRange) return;
   const { cols, tokens } = input;
   const range = read.get("range")!, counts = read.get("histogram") as Float64Array<ArrayBuffer>;
@@ -516,7 +517,9 @@ function checkSums(name: string, input: InputStatistics, malformed: Malformed): 
   const badWeight = weight.findIndex((value, g) => value < 0 || value > MOST_WEIGHT * tokens[g]!);
   if (badWeight >= 0) {
     throw malformed(
-      `weights must be 0 to ${MOST_WEIGHT} an input, got ${weight[badWeight]} of ${tokens[badWeight]}`,
+      `weights must be ≥ 0, at most ${MOST_WEIGHT} an input, got ${weight[badWeight]} of ${
+        tokens[badWeight]
+      }`,
       `${name}.weight`,
     );
   }
@@ -548,11 +551,13 @@ function checkSums(name: string, input: InputStatistics, malformed: Malformed): 
 /** @throws {FormatError} by `malformed`, unless a moment has the sums of squares on its diagonal */
 function checkDiagonal(
   moments: Moments,
-  { name, shape }: TensorSpec,
-  { cols, block = cols, squares }: LayerInput & { readonly squares: TimeValues },
+  name: string,
+  { cols, block = cols, squares }: InputStatistics,
   malformed: Malformed,
 ): void {
-  const groups = squares.length / cols, isByGroup = shape.length === 3, total = new Float64Array(cols);
+  const groups = squares.length / cols,
+    isByGroup = name.endsWith(".group_second"),
+    total = new Float64Array(cols);
   for (const [i, value] of squares.entries()) total[i % cols]! += value;
   for (let g = 0; g < (isByGroup ? groups : 1); g++) {
     const own = isByGroup ? squares.subarray(g * cols, (g + 1) * cols) : total;

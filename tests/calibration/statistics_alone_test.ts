@@ -270,7 +270,7 @@ describe("statistics alone", () => {
       [changed("squares", 5, [1e12]), "second", /the diagonal must have the sums of squares.*in column 5/],
       [changed("sum", 3, [1e12]), "sum", /sums must be at most √.*in column 3, got 1000000000000/],
       [changed("weight", 0, [0, 0, 0, 0]), "sum", /sums must be at most √/],
-      [changed("weight", 0, [1e308]), "weight", /weights must be 0 to 4294967296 an input/],
+      [changed("weight", 0, [1e308]), "weight", /weights must be ≥ 0, at most 4294967296 an input/],
       [changed("tokens", 0, [0.5]), "tokens", /counts must be whole numbers/],
     ];
     for (const [file, part, message] of cases) {
@@ -293,6 +293,7 @@ describe("statistics alone", () => {
     const own = statistics(STAGES.slice(0, 2)), { layers, samples } = statistics().model!;
     const listing = new CalibrationStatistics({ ...own, model: { name: "a llama", layers, samples } });
     listing.takeSums(own.inputs);
+    for (const name of own.inputs.keys()) listing.takeMoments(name, "second", own.momentsOf(name, "second")!);
     const { output, run } = quantize(MODEL, save(listing));
     const error = await rejection(run()) as CalibrationError;
     expect(error).toBeInstanceOf(CalibrationError);
