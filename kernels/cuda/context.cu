@@ -1,4 +1,4 @@
-/* context.cu: devices, streams, buffers and copies. */
+/* context.cu: devices, streams and buffers. */
 #include "context.h"
 
 #include <stdio.h>
@@ -78,6 +78,7 @@ int32_t aq_cuda_describe_status(int32_t status, uint8_t *text, size_t bytes) {
 /* Streams ---------------------------------------------------------------------------------------------- */
 
 static void release(aq_stream_state *state) {
+  aq_cuda_free_ring(state->ring);
   if (state->stream) cudaStreamDestroy(state->stream);
   if (state->faults) cudaFree(state->faults);
   if (state->scratch) cudaFree(state->scratch);
@@ -238,40 +239,4 @@ int32_t aq_cuda_free(aq_cuda_buffer buffer) {
   state->magic = 0;
   free(state);
   return aq_cuda_status(error);
-}
-
-/* Copies the host's `data` into the part [offset, offset + bytes) of a buffer, or that part to `data`; waits. */
-static int32_t transfer(void *data, aq_cuda_buffer buffer, size_t offset, size_t bytes, bool up,
-                        aq_cuda_stream stream) {
-  if (bytes == 0) return AQ_OK;
-  if (!data) return AQ_E_ARGUMENT;
-  int32_t status;
-  const aq_stream_state *on = aq_cuda_use(stream, &status);
-  if (!on) return status;
-  if (offset + bytes < offset) return AQ_E_SHAPE;
-  uint8_t *memory = aq_cuda_view<uint8_t>(buffer, offset + bytes, on, &status);
-  if (status != AQ_OK) return status;
-  cudaError_t error = up ? cudaMemcpyAsync(memory + offset, data, bytes, cudaMemcpyHostToDevice, on->stream)
-                         : cudaMemcpyAsync(data, memory + offset, bytes, cudaMemcpyDeviceToHost, on->stream);
-  if (error == cudaSuccess) error = cudaStreamSynchronize(on->stream);
-  return aq_cuda_status(error);
-}
-
-int32_t aq_cuda_upload(const void *data, size_t bytes, aq_cuda_buffer buffer, size_t offset, aq_cuda_stream stream) {
-  return transfer((void *)data, buffer, offset, bytes, true, stream);
-}
-
-int32_t aq_cuda_download(aq_cuda_buffer buffer, size_t offset, void *data, size_t bytes, aq_cuda_stream stream) {
-  return transfer(data, buffer, offset, bytes, false, stream);
-}
-
-int32_t aq_cuda_copy(aq_cuda_buffer from, aq_cuda_buffer to, size_t bytes, aq_cuda_stream stream) {
-  if (bytes == 0) return AQ_OK;
-  int32_t status;
-  const aq_stream_state *on = aq_cuda_use(stream, &status);
-  if (!on) return status;
-  const uint8_t *in = aq_cuda_view<uint8_t>(from, bytes, on, &status);
-  uint8_t *out = aq_cuda_view<uint8_t>(to, bytes, on, &status);
-  if (status != AQ_OK) return status;
-  return aq_cuda_status(cudaMemcpyAsync(out, in, bytes, cudaMemcpyDeviceToDevice, on->stream));
 }

@@ -18,6 +18,7 @@ struct aq_stream_state {
   cudaEvent_t begin, end; /* of aq_cuda_begin_timing */
   void *scratch;          /* of calls that need some: kept and grown */
   size_t scratch_bytes;
+  struct aq_ring *ring; /* of copies.cu: null before the first upload */
 };
 
 struct aq_buffer_state {
@@ -45,6 +46,9 @@ void *aq_cuda_memory(aq_cuda_buffer buffer, size_t count, size_t size, const aq_
 
 /* At least `bytes` of scratch, until the next call on the stream; with `status` not AQ_OK nothing is done. */
 void *aq_cuda_scratch(aq_stream_state *stream, size_t bytes, int32_t *status);
+
+/* Frees what copies.cu keeps for a stream, whose work has ended; null is fine. */
+void aq_cuda_free_ring(aq_ring *ring);
 
 /* What became of launches, without waiting for them. */
 static inline int32_t aq_cuda_launched(void) { return aq_cuda_status(cudaGetLastError()); }
@@ -84,8 +88,7 @@ template <class... Parameters, class... Arguments>
 static inline void aq_launch(const aq_stream_state *on, void (*kernel)(Parameters...), unsigned blocks, size_t threads,
                              size_t shared, const Arguments &...arguments) {
 #if defined(AQ_EMULATED)
-  (void)on;
-  emulator::launch(blocks, threads, shared, [&] { kernel(arguments...); });
+  emulator::launch(on->stream, blocks, threads, shared, [&] { kernel(arguments...); });
 #else
   kernel<<<blocks, (unsigned)threads, shared, on->stream>>>(arguments...);
 #endif

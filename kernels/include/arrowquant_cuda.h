@@ -65,7 +65,8 @@ AQ_API int32_t aq_cuda_part(aq_cuda_buffer buffer, size_t offset, size_t bytes, 
 /* Frees a buffer after the work of its device, or a part; 0 is fine. */
 AQ_API int32_t aq_cuda_free(aq_cuda_buffer buffer);
 
-/* bytes of `data` -> buffer from `offset`. Waits. */
+/* bytes of `data`, which may change afterwards, -> buffer from `offset`. Goes on while the work before it does; the
+ * stream keeps memory for that, of the host and the device, if there is room. */
 AQ_API int32_t aq_cuda_upload(const void *data, size_t bytes, aq_cuda_buffer buffer, size_t offset,
                               aq_cuda_stream stream);
 

@@ -199,6 +199,7 @@ static void run_shapes(void) {
 
 #include "cuda/tensor.h"
 #include "cuda/solver.h"
+#include "cuda/copies.h"
 #include "cuda/forward.h"
 #include "cuda_trellis.h"
 #include "cuda/backward.h"
@@ -241,6 +242,7 @@ int main(int argc, char **argv) {
     return 0;
   }
   run_shapes();
+  run_copies();
   run_tensor_products();
   run_solvers();
   run_forward();

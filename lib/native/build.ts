@@ -139,6 +139,7 @@ export function cudaPlan(architectures: readonly CudaArchitecture[] = ["80", "90
       [
         "backward",
         "context",
+        "copies",
         "forward",
         "linear",
         "product",

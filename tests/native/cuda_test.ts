@@ -443,13 +443,21 @@ describe("quantize.ts --backend cuda", () => {
       const cuda = [...solved, "--backend", "cuda"], small = quantized(cuda, { AQ_EMULATED_BYTES: "60000" });
       expect(small.stdout + small.stderr).toMatch(/cuda: no room on the device for \w+: the CPU does it/);
       expect([small.code, differences(small.output, whole[1]!)]).toEqual([0, []]);
-      const lost = quantized(cuda, { AQ_EMULATED_LAUNCHES: "100" });
-      expect([lost.code, lost.stderr.match(/Cannot go on with the GPU: [^;]*/)?.[0]]).toEqual([
-        5,
-        "Cannot go on with the GPU: the device was lost",
-      ]);
-      const again = run("quantize.ts", [join(MODELS, "dream-mini"), lost.output, ...cuda, "--resume"]);
-      expect([again.code, differences(lost.output, whole[1]!)]).toEqual([0, []]);
+      const waiting = quantized(cuda, { AQ_EMULATED_PINNED: "0" }); // copies that do not overlap with work
+      expect([waiting.code, differences(waiting.output, whole[1]!)]).toEqual([0, []]);
+      const [failed, lost] = [{ AQ_EMULATED_COPIES: "100" }, { AQ_EMULATED_LAUNCHES: "100" }].map(
+        (variables) => {
+          const result = quantized(cuda, variables);
+          expect([result.code, result.stderr.match(/Cannot go on with the GPU: [^;]*/)?.[0]]).toEqual([
+            5,
+            "Cannot go on with the GPU: the device was lost",
+          ]);
+          return result;
+        },
+      );
+      expect(failed!.stderr).toContain("--resume");
+      const again = run("quantize.ts", [join(MODELS, "dream-mini"), lost!.output, ...cuda, "--resume"]);
+      expect([again.code, differences(lost!.output, whole[1]!)]).toEqual([0, []]);
     } finally {
       place.remove();
     }

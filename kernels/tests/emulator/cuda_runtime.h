@@ -7,8 +7,12 @@
  * next one does. So a missing barrier gives wrong results. Threads that wait for ones that never come end
  * the program. Shared memory of a dynamic size begins as NaN.
  *
- * AQ_EMULATED_BYTES in the environment is the device's memory, 1 GiB by default; AQ_EMULATED_LAUNCHES is the number
- * of launches after which the device is lost.
+ * What a stream has to copy waits until its next launch or until somebody waits for it: as late as a device may do
+ * it, so that an event that is not waited for, or memory that is used again too soon, gives wrong results.
+ *
+ * AQ_EMULATED_BYTES in the environment is the device's memory, 1 GiB by default; AQ_EMULATED_LAUNCHES and
+ * AQ_EMULATED_COPIES are the numbers of launches and of copies from the host after which the device is lost;
+ * AQ_EMULATED_PINNED is the most bytes of the host that can be pinned at once.
  *
  * What this does not show: speed, limits of a device, races within one order of threads, the devices' own
  * arithmetic. */
@@ -22,7 +26,10 @@
 #include <string.h>
 #include <time.h>
 
+#include <deque>
 #include <functional>
+#include <map>
+#include <set>
 #include <type_traits>
 #include <vector>
 
@@ -182,11 +189,43 @@ inline size_t setting(const char *name, size_t otherwise) {
   return value ? (size_t)strtoull(value, 0, 10) : otherwise;
 }
 
-inline size_t launches;
-inline bool lost(void) { return launches > setting("AQ_EMULATED_LAUNCHES", SIZE_MAX); }
+inline size_t launches, copies_up;
+inline bool lost(void) {
+  return launches > setting("AQ_EMULATED_LAUNCHES", SIZE_MAX) || copies_up > setting("AQ_EMULATED_COPIES", SIZE_MAX);
+}
 
-inline void launch(unsigned blocks, size_t threads, size_t shared, const std::function<void()> &run) {
+/* What a stream has still to do, in order. */
+struct stream {
+  std::deque<std::function<void()>> waiting;
+  size_t put, done; /* so far */
+  void add(const std::function<void()> &work) { waiting.push_back(work), put++; }
+  void run(size_t until) {
+    while (done < until) {
+      const std::function<void()> work = waiting.front();
+      waiting.pop_front();
+      done++;
+      work();
+    }
+  }
+};
+inline std::set<stream *> streams;
+inline void run_all(void) {
+  for (stream *own : streams) own->run(own->put);
+}
+
+/* A place in a stream, and the time at which it was reached. */
+struct event {
+  stream *on;
+  size_t at;
+  double milliseconds;
+  void wait(void) {
+    if (on) on->run(at);
+  }
+};
+
+inline void launch(stream *on, unsigned blocks, size_t threads, size_t shared, const std::function<void()> &run) {
   if (threads == 0 || threads > 1024 || shared > AQ_SHARED_LIMIT || blocks == 0) stop("a launch that no device takes");
+  on->run(on->put);
   launches++;
   if (lost()) return;
   if (fibers.size() < threads) fibers.resize(1024);
@@ -276,9 +315,10 @@ enum {
 };
 enum { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
 enum { cudaDevAttrClockRate = 13 };
+enum { cudaHostAllocDefault = 0, cudaEventDisableTiming = 2 };
 enum { cudaStreamNonBlocking = 1, cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
-typedef struct emulated_stream *cudaStream_t;
-typedef double *cudaEvent_t;
+typedef emulator::stream *cudaStream_t;
+typedef emulator::event *cudaEvent_t;
 struct cudaDeviceProp {
   char name[256];
   int major, minor, multiProcessorCount;
@@ -313,36 +353,75 @@ inline cudaError_t cudaMalloc(void **data, size_t bytes) {
 }
 inline cudaError_t cudaFree(void *data) {
   if (!data) return cudaSuccess;
+  emulator::run_all();
   size_t bytes;
   memcpy(&bytes, (uint8_t *)data - 256, sizeof bytes);
   allocated -= bytes;
   free((uint8_t *)data - 256);
   return cudaSuccess;
 }
-inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, int, cudaStream_t) {
-  return memcpy(to, from, bytes), cudaSuccess;
+inline std::map<const uint8_t *, size_t> pinned;
+inline cudaError_t cudaHostAlloc(void **data, size_t bytes, unsigned) {
+  *data = bytes <= emulator::setting("AQ_EMULATED_PINNED", SIZE_MAX) ? malloc(bytes) : 0;
+  if (*data) pinned[(const uint8_t *)*data] = bytes;
+  return *data ? cudaSuccess : cudaErrorMemoryAllocation;
 }
-inline cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t) {
-  return memset(to, value, bytes), cudaSuccess;
+inline cudaError_t cudaFreeHost(void *data) {
+  emulator::run_all();
+  pinned.erase((const uint8_t *)data);
+  return free(data), cudaSuccess;
 }
-inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned) { return *stream = 0, cudaSuccess; }
-inline cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaGetLastError(); }
+inline bool is_pinned(const void *data) {
+  auto above = pinned.upper_bound((const uint8_t *)data);
+  return above != pinned.begin() && (const uint8_t *)data < std::prev(above)->first + std::prev(above)->second;
+}
+/* Copies to and from memory that is not pinned are done when the call returns. */
+inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, int kind, cudaStream_t on) {
+  emulator::copies_up += kind == cudaMemcpyHostToDevice;
+  if (emulator::lost()) return cudaErrorLaunchFailure;
+  on->add([=] { memcpy(to, from, bytes); });
+  const bool waits = kind != cudaMemcpyDeviceToDevice && !is_pinned(kind == cudaMemcpyHostToDevice ? from : to);
+  if (waits) on->run(on->put);
+  return cudaSuccess;
+}
+inline cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t on) {
+  return on->add([=] { memset(to, value, bytes); }), cudaSuccess;
+}
+inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t *on, unsigned) {
+  emulator::streams.insert(*on = new emulator::stream());
+  return cudaSuccess;
+}
+inline cudaError_t cudaStreamSynchronize(cudaStream_t on) { return on->run(on->put), cudaGetLastError(); }
+inline cudaError_t cudaStreamDestroy(cudaStream_t on) {
+  on->run(on->put);
+  emulator::streams.erase(on);
+  return delete on, cudaSuccess;
+}
 template <class F>
 inline cudaError_t cudaFuncSetAttribute(F *, int, int bytes) {
   return (size_t)bytes > AQ_SHARED_LIMIT ? cudaErrorInvalidValue : cudaSuccess;
 }
-inline cudaError_t cudaEventCreate(cudaEvent_t *event) { return *event = new double, cudaSuccess; }
-inline cudaError_t cudaEventDestroy(cudaEvent_t event) { return delete event, cudaSuccess; }
-inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
-inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
-  struct timespec now;
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  *event = (double)now.tv_sec * 1e3 + (double)now.tv_nsec * 1e-6;
+inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned) {
+  return *event = new emulator::event(), cudaSuccess;
+}
+inline cudaError_t cudaEventCreate(cudaEvent_t *event) { return cudaEventCreateWithFlags(event, 0); }
+inline cudaError_t cudaEventDestroy(cudaEvent_t event) { return emulator::run_all(), delete event, cudaSuccess; }
+inline cudaError_t cudaEventSynchronize(cudaEvent_t event) { return event->wait(), cudaGetLastError(); }
+inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t on) {
+  on->add([=] {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    event->milliseconds = (double)now.tv_sec * 1e3 + (double)now.tv_nsec * 1e-6;
+  });
+  event->on = on;
+  event->at = on->put;
   return cudaSuccess;
 }
+inline cudaError_t cudaStreamWaitEvent(cudaStream_t on, cudaEvent_t event, unsigned) {
+  return on->add([place = *event]() mutable { place.wait(); }), cudaSuccess;
+}
 inline cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t from, cudaEvent_t to) {
-  return *milliseconds = (float)(*to - *from), cudaSuccess;
+  return *milliseconds = (float)(to->milliseconds - from->milliseconds), cudaSuccess;
 }
 
 #endif
