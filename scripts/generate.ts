@@ -87,7 +87,8 @@ LLaDA: low_confidence (default) or random`,
     "--no-time-parameters":
       "leave time_parameters.safetensors, which lies beside a quantized model, out of it",
     "--activations NAME":
-      "int8: packed layers multiply inputs of 8 bits, each token by its own range (default); f32: full precision",
+      "int8: packed layers multiply inputs of 8 bits, each token by its own range (default on a CPU); " +
+      "f32: full precision (default on a GPU)",
     "--time-groups N": "refuse time parameters of another number of time groups",
     "Machine, input and output": "",
     ...MODEL_OPTIONS,
@@ -187,7 +188,9 @@ async function run(parsed: Options, { signal }: Context): Promise<void> {
     const { groups, layers } = timeParameters;
     display.log(`time parameters beside it: ${groups.count} time groups, ${layers.size} layers`);
   }
-  const activations = parsed.oneOf("activations", ACTIVATION_PRECISIONS) ?? "int8";
+  // integer products are for CPUs: a GPU has tensor cores for products in full precision
+  const activations = parsed.oneOf("activations", ACTIVATION_PRECISIONS) ??
+    (kernels.device === undefined ? "int8" : "f32");
   const onStep = (done: number, of: number) => {
     if (done === of) display.clear();
     else if (!flags.trace) {

@@ -8,6 +8,7 @@ import { resolveConfig } from "../../lib/config/mod.ts";
 import { loadCalibration } from "../../lib/calibration/mod.ts";
 import { refineDit } from "../../lib/models/backward/refine.ts";
 import { loadDit, loadDream, loadModel } from "../../lib/models/mod.ts";
+import { DeviceMemory } from "../../lib/native/cuda/memory.ts";
 import { DeviceArrays } from "../../lib/native/cuda/arrays.ts";
 import { type CudaKernels, describeCudaStatus, openCuda } from "../../lib/native/cuda/mod.ts";
 import type { SuiteReport } from "../../lib/bench/suite.ts";
@@ -330,6 +331,29 @@ describe("models on a GPU", () => {
     expect(evictions).toBe(0);
   });
 
+  test("packed codes are brought to the device once", async () => {
+    if (!COMPUTES || await deviceLine() === undefined) return;
+    using gpu = await openKernels({ backend: "cuda" });
+    const place = workplace(), { upload } = DeviceMemory.prototype, brought: ArrayBufferView[] = [];
+    DeviceMemory.prototype.upload = function (data, ...rest) {
+      if (data instanceof Uint32Array) brought.push(data);
+      upload.call(this, data, ...rest);
+    };
+    try {
+      const output = place.fresh(),
+        { config } = resolveConfig({ overrides: { solver: "round", bit_width: 4 } });
+      await quantizeCheckpoint({ input: join(MODELS, "dream-mini"), output, config, kernels: gpu });
+      brought.length = 0;
+      const model = loadDream(output, gpu), inputIds = Int32Array.from({ length: 8 }, (_, i) => i);
+      for (let pass = 0; pass < 2; pass++) model.forward(inputIds, 1);
+      expect(brought.length).toBeGreaterThan(10);
+      expect(new Set(brought).size).toBe(brought.length);
+    } finally {
+      DeviceMemory.prototype.upload = upload;
+      place.remove();
+    }
+  });
+
   test("layers solved on what a GPU's runs read have the CPU's errors", async () => {
     if (!COMPUTES || await deviceLine() === undefined) return;
     using gpu = await openKernels({ backend: "cuda" });
@@ -402,8 +426,11 @@ describe("models on a GPU", () => {
         run("generate.ts", [output, "--prompt", "47+38=", "--json", "--backend", backend])
       );
       expect(written.map(({ code }) => code)).toEqual([0, 0]);
-      const [gpu, cpu] = written.map(({ stdout }) => JSON.parse(stdout).tokens as number[]);
-      expect([gpu!.length, gpu]).toEqual([4, cpu]);
+      const [gpu, cpu] = written.map(({ stdout }) =>
+        JSON.parse(stdout) as { tokens: number[]; activations: string }
+      );
+      expect([gpu!.tokens.length, gpu!.tokens]).toEqual([4, cpu!.tokens]);
+      expect([gpu!.activations, cpu!.activations]).toEqual(["f32", "int8"]);
     } finally {
       place.remove();
     }

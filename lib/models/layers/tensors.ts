@@ -218,6 +218,7 @@ export class ModelTensors {
     const layer = this.#packed.get(name);
     if (layer !== undefined) {
       const packed = readPackedTensor(this.#checkpoint, layer);
+      this.#kernels.arrays.constant(packed.packed);
       this.#bytes += packedByteLength(packed);
       return { name, weights: packed };
     }
