@@ -67,7 +67,9 @@ const USAGE = {
       "a folder that quantize.ts made, measured beside the model that it was made of, error by " +
       "layer and time included; may be repeated",
     "--against MODEL": "with --packed: the model that it was made of, as --model",
-    "--phase NAME": `${PHASES.join(", ")}: the suite phases, that phase beside the baseline`,
+    "--phase NAME":
+      `${PHASES.join(", ")}: the suite phases, that phase beside the baseline; with --suite codes ` +
+      "phase3_full, both codes refined",
     "--model-size NAME":
       `${MODEL_SIZES.join(", ")}: time and memory of the phases at a large model's shapes, ` +
       "synthetic weights, no accuracy",
@@ -145,10 +147,14 @@ function listOf<T extends number>(text: string, allowed: readonly T[], name: str
 function suiteOf(parsed: Options): Suite<SuiteRow> {
   const { values } = parsed, asked = parsed.oneOf("suite", SUITES.map(({ name }) => name));
   const phaseOption = (["phase", "model-size"] as const).find((name) => values[name] !== undefined);
-  if (phaseOption !== undefined && asked !== undefined && asked !== "phases") {
+  const isRefined = asked === "codes" && phaseOption === "phase";
+  if (isRefined && values.phase !== "phase3_full") {
+    throw new UsageError(`--phase must be phase3_full with --suite codes, got ${values.phase}`);
+  }
+  if (phaseOption !== undefined && asked !== undefined && asked !== "phases" && !isRefined) {
     throw new UsageError(`--${phaseOption} is of the suite phases, got --suite ${asked}`);
   }
-  const name = phaseOption === undefined ? asked ?? SUITES[0]!.name : "phases";
+  const name = phaseOption === undefined ? asked ?? SUITES[0]!.name : asked ?? "phases";
   if (values.groups !== undefined && name !== "phases") {
     throw new UsageError(`--groups is of the suite phases, got the suite ${name}`);
   }
@@ -264,7 +270,7 @@ function benchArguments(parsed: Options): BenchArguments {
       seed: parsed.whole("seed", 0, 2 ** 32 - 1) ?? 1,
       tasks: values.tasks?.split(","),
       limit: parsed.whole("limit", 1, 1e6),
-      phase: suite.name === "phases" ? phase ?? "all" : undefined,
+      phase: suite.name === "phases" ? phase ?? "all" : phase,
       modelSize,
       parts: partsOf(values.parts) ?? (values.shapes === undefined ? undefined : ["kernels"]),
       shapes: shapesOf(values.shapes),

@@ -14,7 +14,10 @@ import { calibrationKeys } from "./calibration.ts";
 import { quantizedByPipeline } from "./contender.ts";
 
 /** Seeds of the calibration, and noised images a timestep. */
-const SEEDS = 5, QUICK_SEEDS = 2, IMAGES = 32, QUICK_IMAGES = 4, SEQUENCES = 300;
+const SEEDS = 5, QUICK_SEEDS = 2, REFINED_SEEDS = 3, IMAGES = 32, QUICK_IMAGES = 4, SEQUENCES = 300;
+
+/** The refinement of phase 3, of scales and of zero points or offsets. */
+const REFINED = { "thermodynamic.transition_optimization.enabled": true, enable_time_aware: false };
 
 /** What a seed measured of each kind of codes. */
 type Pair = {
@@ -47,8 +50,9 @@ async function measureSetting(
   bit_width: BitWidth,
   group_size: GroupSize,
 ): Promise<Pair[]> {
-  const { kernels, options: { quick, seed: first } } = context, pairs: Pair[] = [];
-  for (let seed = first; seed < first + (quick ? QUICK_SEEDS : SEEDS); seed++) {
+  const { kernels, options: { quick, phase, seed: first } } = context, pairs: Pair[] = [];
+  const refined = phase === undefined ? {} : REFINED, seeds = phase === undefined ? SEEDS : REFINED_SEEDS;
+  for (let seed = first; seed < first + (quick ? QUICK_SEEDS : seeds); seed++) {
     const measured = [];
     for (const codes of ["uniform", "trellis"] as const) {
       context.progress(
@@ -61,6 +65,7 @@ async function measureSetting(
         bit_width,
         layer_bit_widths: { ".": bit_width }, // no rule gives a layer more, whose codes would stay uniform
         codes,
+        ...refined,
       };
       const found = await quantizedByPipeline(path, kernels, { ...keys, solver: "best" });
       measured.push({ ...found, distance: yardstick.measure(found.model).distance.value });
@@ -89,7 +94,7 @@ export type CodesRow = Pair & {
 };
 
 async function measureModel(context: BenchContext, path: string): Promise<SuiteReport<CodesRow>> {
-  const { kernels, options: { seed, quick, tasks, bits, groupSizes, limit } } = context,
+  const { kernels, options: { seed, quick, phase, tasks, bits, groupSizes, limit } } = context,
     name = nameOfPath(path);
   using checkpoint = openCheckpoint(path);
   const full = modelFrom(checkpoint, kernels), images = quick ? QUICK_IMAGES : IMAGES;
@@ -131,7 +136,9 @@ async function measureModel(context: BenchContext, path: string): Promise<SuiteR
   }
   return {
     sections: [{
-      title: `${name} (${full.kind}): trellis codes beside uniform ones, solver best`,
+      title: `${name} (${full.kind}): trellis codes beside uniform ones, solver best${
+        phase === undefined ? "" : " and refinement"
+      }`,
       notes: [
         `Measured on ${yardstick.source}. Means over seeds of the calibration; × is trellis / uniform, the geometric`,
         "mean of layers and of seeds, with a 95 % interval by bootstrap over seeds. Every matrix has these bits.",
