@@ -672,6 +672,10 @@ describe("bad input", () => {
     expect(() => parseBenchArguments(["--groups", "4"])).toThrow("of the suite phases");
     expect(parseBenchArguments(["--phase", "phase1"]).suite.name).toBe("phases");
     expect(parseBenchArguments(["--suite", "phases"]).options.phase).toBe("all");
+    const codes = (phase: string) => parseBenchArguments(["--phase", phase, "--suite", "codes"]);
+    expect(codes("phase3_full").options.phase).toBe("phase3_full");
+    expect(codes("phase3_full").suite.name).toBe("codes");
+    expect(() => codes("phase1")).toThrow("--phase must be phase3_full with --suite codes, got phase1");
   });
 
   test("more groups than timesteps", async () => {
