@@ -78,7 +78,9 @@ const USAGE = {
       "puzzles a task, or images drawn, of the accuracy and peers suites; default all and 128 (16 " +
       "sequences or 4 trajectories of a model without tasks), for peers no images",
     "--megabytes N": "size of the process suite's checkpoint; default 2000 (64 with --quick)",
-    "--parts LIST": `parts of the suite solver-speed, some of ${SOLVER_SPEED_PARTS.join(", ")}; default all`,
+    "--parts LIST": `parts of the suite solver-speed, some of ${
+      SOLVER_SPEED_PARTS.join(", ")
+    }; default all but effort`,
     "--shapes LIST": "rows and columns of the layers whose kernels the suite solver-speed measures, as in " +
       "3584x3584,3584x18944 (the default); the part kernels alone where --parts does not say more",
     "--quick": "fewer samples: for a look, not for a report",

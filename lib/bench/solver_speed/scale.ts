@@ -15,11 +15,8 @@ export interface MeasuredShape extends LayerShape {
 /** Sizes of the suite. */
 export interface SolverSpeedScale {
   readonly shapes: readonly MeasuredShape[];
-  /** Rows of each width that are solved for the forecast, and inputs of its moments. */
-  readonly solvedRows: number;
-  readonly gatheredTokens: number;
-  /** Share of the published widths, for tests. */
-  readonly width: number;
+  /** Published models that are forecast. */
+  readonly published: number;
   /** Width of the two-layer model that is quantized; undefined leaves it out. */
   readonly hidden: number | undefined;
   /** Most models that are quantized beside it. */
@@ -40,9 +37,7 @@ export const FULL_SCALE: SolverSpeedScale = {
     { rows: 3584, cols: 3584, tokens: 4096, samples: 3, settings: { ratios: [], rounds: 2 } },
     { rows: 3584, cols: 18_944, tokens: 1024, samples: 1, settings: ONE_ROUND },
   ],
-  solvedRows: 512,
-  gatheredTokens: 1024,
-  width: 1,
+  published: Infinity,
   hidden: 1792,
   models: Infinity,
   effort: { rows: 1024, cols: 2048, tokens: 4096 },
@@ -53,18 +48,15 @@ export const QUICK_SCALE: SolverSpeedScale = {
     { rows: 1024, cols: 1024, tokens: 1024, samples: 3, settings: ONE_ROUND },
     { rows: 512, cols: 4736, tokens: 512, samples: 1, settings: ONE_ROUND },
   ],
-  solvedRows: 128,
-  gatheredTokens: 512,
-  width: 0.25,
+  published: 0,
   hidden: undefined,
   models: 1,
   effort: { rows: 512, cols: 512, tokens: 1024 },
   statistics: 512,
 };
 
-/** Bits, groups and calibration positions of everything that is solved here. */
+/** Bits and groups of everything that is solved here. */
 export const FORM = { bits: 2, groupSize: 64, zeroPoint: "real" } as const;
-export const POSITIONS = 4096;
 /** Layers that are measured in place of the suite's: fewer inputs and one sample where they are wide. */
 export const shapesAsked = (shapes: readonly LayerShape[]): MeasuredShape[] =>
   shapes.map(({ rows, cols }) => ({
