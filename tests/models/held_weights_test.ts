@@ -36,6 +36,14 @@ describe("held weights", () => {
     expect(take("c", 6).buffer).not.toBe(first);
   });
 
+  test("give the memory of others back at once", () => {
+    const held = new HeldWeights(10), { take } = reader(held);
+    const first = take("a", 10).buffer, second = take("b", 4).buffer;
+    expect([first.byteLength, second.byteLength]).toEqual([0, 4]);
+    held.release();
+    expect(second.byteLength).toBe(0);
+  });
+
   test("larger than the limit are held alone, and another limit counts from the next one", () => {
     const held = new HeldWeights(5), { read, take } = reader(held);
     take("a", 10);

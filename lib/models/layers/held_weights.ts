@@ -2,6 +2,7 @@
  * Matrices of a checkpoint that are read when they are first needed and let go when others need their memory:
  * of those of the same size, otherwise of all, the one that was not used for longest.
  */
+import { giveBack } from "../../quant/array_memory.ts";
 import { throwIfStopped } from "../../progress.ts";
 
 /** Reads a matrix into memory of its size. */
@@ -46,6 +47,7 @@ export class HeldWeights {
 
   /** Lets all matrices go: those that are needed again are read again. */
   release(): void {
+    giveBack(...this.#held.values());
     this.#held.clear();
     this.#bytes = 0;
   }
@@ -59,7 +61,7 @@ export class HeldWeights {
     for (const [name, bytes] of this.#held) if (bytes.length === byteLength) return this.#letGo(name, bytes);
     for (const [name, bytes] of this.#held) {
       if (this.#bytes + byteLength <= this.limitBytes) return undefined;
-      this.#letGo(name, bytes);
+      giveBack(this.#letGo(name, bytes));
     }
     return undefined;
   }
