@@ -42,7 +42,7 @@ export interface MeasuredStep {
 const median = (values: readonly number[]): number => [...values].sort((a, b) => a - b)[values.length >> 1]!;
 
 /** `count` Gaussian numbers of which few are made. */
-export function numbersLike(count: number, seed: number): Float32Array<ArrayBuffer> {
+function numbersLike(count: number, seed: number): Float32Array<ArrayBuffer> {
   const made = gaussianWeights(Math.min(count, 2 ** 20), seed, 1), out = new Float32Array(count);
   for (let at = 0; at < count; at += made.length) {
     out.set(made.subarray(0, Math.min(made.length, count - at)), at);
