@@ -84,16 +84,10 @@ struct adam {
   }
 };
 
-static int32_t begin(size_t rows, size_t cols, aq_stream_state **on, aq_cuda_stream stream) {
-  int32_t status;
-  *on = aq_cuda_use(stream, &status);
-  return *on && !aq_counts_allowed(rows, cols) ? AQ_E_SHAPE : status;
-}
-
 int32_t aq_cuda_silu_backward(aq_cuda_buffer x, aq_cuda_buffer dy, size_t n, aq_cuda_buffer dx, aq_cuda_stream stream) {
   if (n == 0) return AQ_OK;
   aq_stream_state *on;
-  int32_t status = begin(1, n, &on, stream);
+  int32_t status = aq_cuda_use_for(1, n, &on, stream);
   if (status != AQ_OK) return status;
   const silu_backward f = {aq_cuda_view<float>(x, n, on, &status), aq_cuda_view<float>(dy, n, on, &status),
                            aq_cuda_view<float>(dx, n, on, &status)};
@@ -104,7 +98,7 @@ int32_t aq_cuda_gelu_tanh_backward(aq_cuda_buffer x, aq_cuda_buffer dy, size_t n
                                    aq_cuda_stream stream) {
   if (n == 0) return AQ_OK;
   aq_stream_state *on;
-  int32_t status = begin(1, n, &on, stream);
+  int32_t status = aq_cuda_use_for(1, n, &on, stream);
   if (status != AQ_OK) return status;
   const gelu_tanh_backward f = {aq_cuda_view<float>(x, n, on, &status), aq_cuda_view<float>(dy, n, on, &status),
                                 aq_cuda_view<float>(dx, n, on, &status)};
@@ -115,7 +109,7 @@ int32_t aq_cuda_silu_multiply_backward(aq_cuda_buffer gate, aq_cuda_buffer up, a
                                        aq_cuda_buffer dgate, aq_cuda_buffer dup, aq_cuda_stream stream) {
   if (n == 0) return AQ_OK;
   aq_stream_state *on;
-  int32_t status = begin(1, n, &on, stream);
+  int32_t status = aq_cuda_use_for(1, n, &on, stream);
   if (status != AQ_OK) return status;
   const silu_multiply_backward f = {aq_cuda_view<float>(gate, n, on, &status), aq_cuda_view<float>(up, n, on, &status),
                                     aq_cuda_view<float>(dy, n, on, &status), aq_cuda_view<float>(dgate, n, on, &status),
@@ -127,7 +121,7 @@ int32_t aq_cuda_column_sums(aq_cuda_buffer a, aq_cuda_buffer b, size_t batch, si
                             aq_cuda_buffer out, aq_cuda_stream stream) {
   if (batch == 0 || cols == 0) return AQ_OK;
   aq_stream_state *on;
-  int32_t status = begin(batch, cols, &on, stream);
+  int32_t status = aq_cuda_use_for(batch, cols, &on, stream);
   if (status != AQ_OK) return status;
   if (stride < cols || !aq_three_allowed(batch, cols, tokens) || !aq_counts_allowed(batch, stride)) return AQ_E_SHAPE;
   const size_t n = batch * tokens * cols;
@@ -149,7 +143,7 @@ int32_t aq_cuda_adam_step(aq_cuda_buffer values, aq_cuda_buffer gradients, aq_cu
                           aq_cuda_stream stream) {
   if (n == 0) return AQ_OK;
   aq_stream_state *on;
-  int32_t status = begin(1, n, &on, stream);
+  int32_t status = aq_cuda_use_for(1, n, &on, stream);
   if (status != AQ_OK) return status;
   if (!(beta1 >= 0 && beta1 < 1 && beta2 >= 0 && beta2 < 1 && epsilon >= 0 && step >= 1)) return AQ_E_VALUE;
   const adam f = {aq_cuda_view<float>(values, n, on, &status),
@@ -168,34 +162,23 @@ int32_t aq_cuda_adam_step(aq_cuda_buffer values, aq_cuda_buffer gradients, aq_cu
 
 /* Transposition ------------------------------------------------------------------------------------------ */
 
-#define SIDE 32
-
-static __global__ void __launch_bounds__(AQ_BLOCK) turn_tiles(const float *in, size_t rows, size_t cols, float *out) {
-  __shared__ float tile[SIDE][SIDE + 1];
-  const size_t across = (cols - 1) / SIDE + 1, tiles = across * ((rows - 1) / SIDE + 1);
-  const unsigned x = threadIdx.x % SIDE, y = threadIdx.x / SIDE;
-  for (size_t i = blockIdx.x; i < tiles; i += gridDim.x) {
-    const size_t row = aq_quotient(i, across) * SIDE, col = i % across * SIDE;
-    for (unsigned k = y; k < SIDE; k += AQ_BLOCK / SIDE)
-      if (row + k < rows && col + x < cols) tile[k][x] = in[(row + k) * cols + col + x];
-    __syncthreads();
-    for (unsigned k = y; k < SIDE; k += AQ_BLOCK / SIDE)
-      if (col + k < cols && row + x < rows) out[(col + k) * rows + row + x] = tile[x][k];
-    __syncthreads();
-  }
-}
+struct transposed {
+  const float *in;
+  size_t rows, cols;
+  float *out;
+  __device__ bool wants(size_t, size_t) const { return true; }
+  __device__ float at(size_t i, size_t j) const { return in[i * cols + j]; }
+  __device__ void put(size_t j, size_t i, float value) const { out[j * rows + i] = value; }
+};
 
 int32_t aq_cuda_transpose(aq_cuda_buffer in, size_t rows, size_t cols, aq_cuda_buffer out, aq_cuda_stream stream) {
   if (rows == 0 || cols == 0) return AQ_OK;
   aq_stream_state *on;
-  int32_t status = begin(rows, cols, &on, stream);
+  int32_t status = aq_cuda_use_for(rows, cols, &on, stream);
   if (status != AQ_OK) return status;
-  const float *from = aq_cuda_view<float>(in, rows * cols, on, &status);
-  float *to = aq_cuda_view<float>(out, rows * cols, on, &status);
-  if (status != AQ_OK) return status;
-  aq_launch(on, turn_tiles, aq_cuda_blocks(((rows - 1) / SIDE + 1) * ((cols - 1) / SIDE + 1), 1), AQ_BLOCK, 0, from, rows,
-            cols, to);
-  return aq_cuda_launched();
+  const transposed f = {aq_cuda_view<float>(in, rows * cols, on, &status), rows, cols,
+                        aq_cuda_view<float>(out, rows * cols, on, &status)};
+  return status == AQ_OK ? aq_run_turned(on, f, rows, cols) : status;
 }
 
 /* Sums in lanes ------------------------------------------------------------------------------------------ */
@@ -263,7 +246,7 @@ int32_t aq_cuda_packed_gradient(aq_cuda_buffer dw, aq_cuda_buffer packed, aq_cud
                                 aq_cuda_buffer dzero, aq_cuda_stream stream) {
   if (rows == 0 || cols == 0) return AQ_OK;
   aq_stream_state *on;
-  int32_t status = begin(rows, cols, &on, stream);
+  int32_t status = aq_cuda_use_for(rows, cols, &on, stream);
   if (status != AQ_OK) return status;
   if (!aq_bits_allowed(bits) || (dzero && !zero_point)) return AQ_E_ARGUMENT;
   if (aq_group_columns(group_size, cols) == 0) return AQ_E_SHAPE;
@@ -324,7 +307,7 @@ static int32_t run_norm_backward(aq_cuda_buffer x, aq_cuda_buffer dy, size_t row
                                  float epsilon, aq_cuda_buffer dx, bool centres, aq_cuda_stream stream) {
   if (rows == 0 || cols == 0) return AQ_OK;
   aq_stream_state *on;
-  int32_t status = begin(rows, cols, &on, stream);
+  int32_t status = aq_cuda_use_for(rows, cols, &on, stream);
   if (status != AQ_OK) return status;
   norm_backward f = {aq_cuda_view<float>(x, rows * cols, on, &status),
                      aq_cuda_view<float>(dy, rows * cols, on, &status),
@@ -486,7 +469,7 @@ int32_t aq_cuda_attention_backward(aq_cuda_buffer q, aq_cuda_buffer k, aq_cuda_b
                                    aq_cuda_buffer dk, aq_cuda_buffer dv, aq_cuda_stream stream) {
   if (batch == 0 || tokens == 0 || heads == 0 || head_size == 0) return AQ_OK;
   aq_stream_state *on;
-  int32_t status = begin(batch, tokens, &on, stream);
+  int32_t status = aq_cuda_use_for(batch, tokens, &on, stream);
   if (status != AQ_OK) return status;
   if (kv_heads == 0 || heads % kv_heads != 0) return AQ_E_SHAPE;
   if (!aq_three_allowed(batch, tokens, heads) || !aq_counts_allowed(batch * tokens * heads, head_size)) return AQ_E_SHAPE;

@@ -132,6 +132,33 @@ static int32_t aq_run_rows(const aq_stream_state *on, const F &f, size_t rows) {
   return aq_cuda_launched();
 }
 
+/* f.put(j, i, f.at(i, j)) for every element of [rows, cols], in tiles that f.wants by their first row and column: both
+ * sides in the order of their memory. */
+template <class F>
+static __global__ void __launch_bounds__(AQ_BLOCK) aq_each_turned(F f, size_t rows, size_t cols) {
+  constexpr size_t SIDE = 32, STEP = AQ_BLOCK / SIDE;
+  __shared__ float tile[SIDE][SIDE + 1];
+  const size_t across = (cols - 1) / SIDE + 1, tiles = across * ((rows - 1) / SIDE + 1);
+  const size_t x = threadIdx.x % SIDE, y = threadIdx.x / SIDE;
+  for (size_t unit = blockIdx.x; unit < tiles; unit += gridDim.x) {
+    const size_t row = aq_quotient(unit, across) * SIDE, col = (unit - aq_quotient(unit, across) * across) * SIDE;
+    if (!f.wants(row, col)) continue;
+    for (size_t i = y; i < SIDE; i += STEP)
+      if (row + i < rows && col + x < cols) tile[i][x] = f.at(row + i, col + x);
+    __syncthreads();
+    for (size_t j = y; j < SIDE; j += STEP)
+      if (col + j < cols && row + x < rows) f.put(col + j, row + x, tile[x][j]);
+    __syncthreads(); /* before the next tile */
+  }
+}
+
+template <class F>
+static int32_t aq_run_turned(const aq_stream_state *on, const F &f, size_t rows, size_t cols) {
+  const size_t tiles = ((rows - 1) / 32 + 1) * ((cols - 1) / 32 + 1);
+  aq_launch(on, aq_each_turned<F>, aq_cuda_blocks(tiles, 1), AQ_BLOCK, 0, f, rows, cols);
+  return aq_cuda_launched();
+}
+
 /* The sum over a block's threads, in all of them, in an order that does not change. */
 AQ_DEVICE double aq_block_sum(double value) {
   __shared__ double parts[AQ_BLOCK / 32];
@@ -142,6 +169,13 @@ AQ_DEVICE double aq_block_sum(double value) {
   double total = 0.0;
   for (int warp = 0; warp < AQ_BLOCK / 32; warp++) total += parts[warp];
   return total;
+}
+
+/* The stream of work on [rows, cols]. */
+static inline int32_t aq_cuda_use_for(size_t rows, size_t cols, aq_stream_state **on, aq_cuda_stream stream) {
+  int32_t status;
+  *on = aq_cuda_use(stream, &status);
+  return *on && !aq_counts_allowed(rows, cols) ? AQ_E_SHAPE : status;
 }
 
 /* A float32 view that a handle of 0 leaves out. */

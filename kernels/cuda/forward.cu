@@ -37,17 +37,11 @@ struct layer_norm {
   }
 };
 
-static int32_t rows_of(size_t rows, size_t cols, aq_stream_state **on, aq_cuda_stream stream) {
-  int32_t status;
-  *on = aq_cuda_use(stream, &status);
-  return *on && !aq_counts_allowed(rows, cols) ? AQ_E_SHAPE : status;
-}
-
 int32_t aq_cuda_rms_norm(aq_cuda_buffer x, size_t rows, size_t cols, aq_cuda_buffer weight, float epsilon, aq_cuda_buffer out,
                          aq_cuda_stream stream) {
   if (rows == 0 || cols == 0) return AQ_OK;
   aq_stream_state *on;
-  int32_t status = rows_of(rows, cols, &on, stream);
+  int32_t status = aq_cuda_use_for(rows, cols, &on, stream);
   if (status != AQ_OK) return status;
   const rms_norm f = {aq_cuda_view<float>(x, rows * cols, on, &status), aq_cuda_optional(weight, cols, on, &status), cols, epsilon,
                       aq_cuda_view<float>(out, rows * cols, on, &status)};
@@ -58,7 +52,7 @@ int32_t aq_cuda_layer_norm(aq_cuda_buffer x, size_t rows, size_t cols, aq_cuda_b
                            aq_cuda_buffer out, aq_cuda_stream stream) {
   if (rows == 0 || cols == 0) return AQ_OK;
   aq_stream_state *on;
-  int32_t status = rows_of(rows, cols, &on, stream);
+  int32_t status = aq_cuda_use_for(rows, cols, &on, stream);
   if (status != AQ_OK) return status;
   const layer_norm f = {aq_cuda_view<float>(x, rows * cols, on, &status), aq_cuda_optional(weight, cols, on, &status),
                         aq_cuda_optional(bias, cols, on, &status), cols, epsilon,
@@ -112,12 +106,10 @@ struct gate_add {
   }
 };
 
-static int32_t elements_of(size_t n, aq_stream_state **on, aq_cuda_stream stream) { return rows_of(1, n, on, stream); }
-
 int32_t aq_cuda_silu(aq_cuda_buffer x, size_t n, aq_cuda_buffer out, aq_cuda_stream stream) {
   if (n == 0) return AQ_OK;
   aq_stream_state *on;
-  int32_t status = elements_of(n, &on, stream);
+  int32_t status = aq_cuda_use_for(1, n, &on, stream);
   if (status != AQ_OK) return status;
   const silu f = {aq_cuda_view<float>(x, n, on, &status), aq_cuda_view<float>(out, n, on, &status)};
   return status == AQ_OK ? aq_run_elements(on, f, n) : status;
@@ -126,7 +118,7 @@ int32_t aq_cuda_silu(aq_cuda_buffer x, size_t n, aq_cuda_buffer out, aq_cuda_str
 int32_t aq_cuda_gelu_tanh(aq_cuda_buffer x, size_t n, aq_cuda_buffer out, aq_cuda_stream stream) {
   if (n == 0) return AQ_OK;
   aq_stream_state *on;
-  int32_t status = elements_of(n, &on, stream);
+  int32_t status = aq_cuda_use_for(1, n, &on, stream);
   if (status != AQ_OK) return status;
   const gelu_tanh f = {aq_cuda_view<float>(x, n, on, &status), aq_cuda_view<float>(out, n, on, &status)};
   return status == AQ_OK ? aq_run_elements(on, f, n) : status;
@@ -135,7 +127,7 @@ int32_t aq_cuda_gelu_tanh(aq_cuda_buffer x, size_t n, aq_cuda_buffer out, aq_cud
 int32_t aq_cuda_silu_multiply(aq_cuda_buffer gate, aq_cuda_buffer up, size_t n, aq_cuda_buffer out, aq_cuda_stream stream) {
   if (n == 0) return AQ_OK;
   aq_stream_state *on;
-  int32_t status = elements_of(n, &on, stream);
+  int32_t status = aq_cuda_use_for(1, n, &on, stream);
   if (status != AQ_OK) return status;
   const silu_multiply f = {aq_cuda_view<float>(gate, n, on, &status), aq_cuda_view<float>(up, n, on, &status),
                            aq_cuda_view<float>(out, n, on, &status)};
@@ -145,7 +137,7 @@ int32_t aq_cuda_silu_multiply(aq_cuda_buffer gate, aq_cuda_buffer up, size_t n, 
 int32_t aq_cuda_add(aq_cuda_buffer a, aq_cuda_buffer b, size_t n, aq_cuda_buffer out, aq_cuda_stream stream) {
   if (n == 0) return AQ_OK;
   aq_stream_state *on;
-  int32_t status = elements_of(n, &on, stream);
+  int32_t status = aq_cuda_use_for(1, n, &on, stream);
   if (status != AQ_OK) return status;
   const sum_of_two f = {aq_cuda_view<float>(a, n, on, &status), aq_cuda_view<float>(b, n, on, &status),
                         aq_cuda_view<float>(out, n, on, &status)};

@@ -10,21 +10,16 @@
 
 /* Moments ------------------------------------------------------------------------------------------------ */
 
-/* The upper triangle into the lower one, by tiles of 32 x 32. */
-static __global__ void __launch_bounds__(AQ_BLOCK) mirror_tiles(float *out, size_t n) {
-  __shared__ float tile[32][33];
-  const size_t across = (n - 1) / 32 + 1, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  for (size_t at = blockIdx.x; at < across * across; at += gridDim.x) {
-    const size_t row = at / across * 32, col = at % across * 32;
-    if (col < row) continue;
-    __syncthreads(); /* the tile before was written */
-    for (size_t i = warp; i < 32; i += AQ_WARPS)
-      tile[i][lane] = row + i < n && col + lane < n ? out[(row + i) * n + col + lane] : 0.0f;
-    __syncthreads();
-    for (size_t i = warp; i < 32; i += AQ_WARPS)
-      if (col + i < n && row + lane < n && col + i > row + lane) out[(col + i) * n + row + lane] = tile[lane][i];
+/* The upper triangle into the lower one. */
+struct mirrored {
+  float *out;
+  size_t n;
+  __device__ bool wants(size_t row, size_t col) const { return col >= row; }
+  __device__ float at(size_t i, size_t j) const { return out[i * n + j]; }
+  __device__ void put(size_t j, size_t i, float value) const {
+    if (j > i) out[j * n + i] = value;
   }
-}
+};
 
 static __global__ void __launch_bounds__(AQ_BLOCK)
     diagonal_columns(const float *x, const float *y, const float *weight, size_t tokens, size_t cols, float *out) {
@@ -58,10 +53,11 @@ static int32_t moment_blocks(aq_stream_state *on, const moment_sums &m) {
   if (status != AQ_OK) return status;
   x = aq_take_parts(&cutter, m.cols, slice);
   y = is_one ? x : aq_take_parts(&cutter, m.rows, slice);
-  for (size_t token = 0; token < m.tokens; token += slice) {
+  for (size_t token = 0; token < m.tokens && status == AQ_OK; token += slice) {
     const size_t own = slice < m.tokens - token ? slice : m.tokens - token;
-    aq_cuda_split_columns(on, m.x + token * m.cols, own, m.cols, 0, x);
-    if (!is_one) aq_cuda_split_columns(on, m.y + token * m.rows, own, m.rows, m.weight ? m.weight + token : 0, y);
+    status = aq_cuda_split_columns(on, m.x + token * m.cols, own, m.cols, 0, x);
+    if (!is_one && status == AQ_OK)
+      status = aq_cuda_split_columns(on, m.y + token * m.rows, own, m.rows, m.weight ? m.weight + token : 0, y);
     float *sums = m.sums;
     for (size_t first = 0; first < m.cols && status == AQ_OK; first += m.block) {
       const size_t n = m.block < m.cols - first ? m.block : m.cols - first, height = m.rows == m.cols ? n : m.rows;
@@ -75,11 +71,11 @@ static int32_t moment_blocks(aq_stream_state *on, const moment_sums &m) {
   }
   float *sums = m.sums;
   for (size_t first = 0; first < m.cols && m.symmetric && status == AQ_OK; first += m.block) {
-    const size_t n = m.block < m.cols - first ? m.block : m.cols - first, across = (n - 1) / 32 + 1;
-    if (n > 1) aq_launch(on, mirror_tiles, aq_cuda_blocks(across * across, 1), AQ_BLOCK, 0, sums, n);
+    const size_t n = m.block < m.cols - first ? m.block : m.cols - first;
+    if (n > 1) status = aq_run_turned(on, mirrored{sums, n}, n, n);
     sums += n * n;
   }
-  return status == AQ_OK ? aq_cuda_launched() : status;
+  return status;
 }
 
 int32_t aq_cuda_accumulate_moment(aq_cuda_buffer x, aq_cuda_buffer y, aq_cuda_buffer weight, size_t tokens, size_t rows,

@@ -151,29 +151,25 @@ int32_t aq_cuda_tensor_product(const aq_stream_state *on, const aq_tensor_produc
   return p.b.low ? launch_tiles<2, 1, true>(on, p) : launch_tiles<2, 1, false>(on, p);
 }
 
-/* Tiles of 32 x 32, turned in shared memory. */
-static __global__ void __launch_bounds__(AQ_BLOCK)
-    split_columns(const float *x, size_t k, size_t rows, const float *weight, aq_parts parts) {
-  __shared__ float tile[32][33];
-  const size_t across = (rows - 1) / 32 + 1, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  for (size_t at = blockIdx.x; at < across * (parts.stride / 32); at += gridDim.x) {
-    const size_t first = at / across * 32, row = at % across * 32;
-    __syncthreads(); /* the tile before was written */
-    for (size_t i = warp; i < 32; i += AQ_BLOCK / 32) {
-      float value = first + i < k && row + lane < rows ? x[(first + i) * rows + row + lane] : 0.0f;
-      if (weight && first + i < k) value = weight[first + i] * value;
-      tile[i][lane] = value;
-    }
-    __syncthreads();
-    for (size_t i = warp; i < 32 && row + i < rows; i += AQ_BLOCK / 32) {
-      const size_t to = (row + i) * parts.stride + first + lane;
-      aq_split(tile[lane][i], parts.high + to, parts.low + to);
-    }
+/* Columns become rows of parts; rows behind the k-th are zeros. */
+struct column_parts {
+  const float *x;
+  size_t k, rows;
+  const float *weight;
+  aq_parts parts;
+  __device__ bool wants(size_t, size_t) const { return true; }
+  __device__ float at(size_t i, size_t j) const {
+    if (i >= k) return 0.0f;
+    const float value = x[i * rows + j];
+    return weight ? weight[i] * value : value;
   }
-}
+  __device__ void put(size_t j, size_t i, float value) const {
+    const size_t to = j * parts.stride + i;
+    aq_split(value, parts.high + to, parts.low + to);
+  }
+};
 
-void aq_cuda_split_columns(const aq_stream_state *on, const float *x, size_t k, size_t rows, const float *weight,
-                           const aq_parts &parts) {
-  const size_t tiles = ((rows - 1) / 32 + 1) * (parts.stride / 32);
-  aq_launch(on, split_columns, aq_cuda_blocks(tiles, 1), AQ_BLOCK, 0, x, k, rows, weight, parts);
+int32_t aq_cuda_split_columns(const aq_stream_state *on, const float *x, size_t k, size_t rows, const float *weight,
+                              const aq_parts &parts) {
+  return aq_run_turned(on, column_parts{x, k, rows, weight, parts}, parts.stride, rows);
 }

@@ -48,8 +48,8 @@ struct aq_tensor_product {
 int32_t aq_cuda_tensor_product(const aq_stream_state *on, const aq_tensor_product &product);
 
 /* Puts x [k, rows] as parts of rows [rows, k] on the stream; weight null, or [k], multiplied and rounded first. */
-void aq_cuda_split_columns(const aq_stream_state *on, const float *x, size_t k, size_t rows, const float *weight,
-                           const aq_parts &parts);
+int32_t aq_cuda_split_columns(const aq_stream_state *on, const float *x, size_t k, size_t rows, const float *weight,
+                              const aq_parts &parts);
 
 /* A number's high part is the nearest bfloat16, or the last finite one; the low part the nearest to the rest. */
 AQ_DEVICE void aq_split(float value, uint16_t *high, uint16_t *low) {
