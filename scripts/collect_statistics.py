@@ -40,12 +40,14 @@ MODEL_SAMPLES = 8
 FULL_BYTES = 4 * 2**30
 """Second moments of all layers are kept whole up to here by default, in blocks beyond."""
 DEFAULT_BLOCK = 1024
+CORRELATED_ROWS = 1024
+"""Rows of a moment that become correlations at once."""
 TIME_NAMES = ("timestep", "timesteps", "t", "time", "sigma")
 TOKEN_NAMES = ("input_ids", "tokens", "x")
 TEXT_MASKS = ("attention_mask", "encoder_attention_mask", "encoder_hidden_states_mask")
 WEIGHTS = {"predicted": 1.0, "visible": 0.3, "padding": 0.1}
 """What a position counts: predicted tokens are the loss, visible ones are read by attention, padding is mostly alike."""
-DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.int32: "I32"}
+DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.int32: "I32"}
 
 
 class StatisticsError(Exception):
@@ -129,7 +131,7 @@ class Input:
             self.histograms[group].add(own, low, high)
         add_moment(self.second, x, weights, self.block)
 
-    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+    def tensors(self, is_half: bool) -> Iterator[tuple[str, torch.Tensor | Correlations]]:
         cols = self.cols
         second = self.second.view(cols, cols) if self.block == cols else self.second
         yield f"{self.name}.weight", self.weight
@@ -137,9 +139,42 @@ class Input:
         yield f"{self.name}.samples", self.samples
         yield f"{self.name}.sum", self.sum
         yield f"{self.name}.squares", self.squares
-        yield f"{self.name}.second", second
+        if is_half and self.block > 1:
+            yield f"{self.name}.correlations", Correlations(self)
+        else:
+            yield f"{self.name}.second", second
         yield f"{self.name}.range", torch.tensor([each.range for each in self.histograms], dtype=torch.float64)
         yield f"{self.name}.histogram", torch.stack([each.counts for each in self.histograms])
+
+
+class Correlations:
+    """A second moment below the diagonal of each block, by the roots of sums of squares; made when it is written."""
+
+    dtype = torch.float16
+
+    def __init__(self, own: Input) -> None:
+        self.own = own
+        self.widths = [min(own.block, own.cols - first) for first in range(0, own.cols, own.block)]
+        self.shape = [sum(width * (width - 1) // 2 for width in self.widths)]
+
+    def numel(self) -> int:
+        return self.shape[0]
+
+    def element_size(self) -> int:
+        return 2
+
+    def detach(self) -> torch.Tensor:
+        squares = self.own.squares.sum(0)
+        inverse = torch.where(squares > 0, squares.rsqrt(), 0.0).split(self.own.block)
+        parts, at = [], 0
+        for width, scale in zip(self.widths, inverse):
+            moment = self.own.second[at : at + width * width].view(width, width)
+            for begin, rows in zip(range(0, width, CORRELATED_ROWS), moment.split(CORRELATED_ROWS)):
+                below = torch.ones(rows.shape, dtype=torch.bool).tril(begin - 1)
+                scaled = rows.cpu().double() * scale[begin : begin + len(rows), None] * scale
+                parts.append(scaled[below].clamp(-1, 1).half())
+            at += width * width
+        return torch.cat(parts)
 
 
 def exactly(device: torch.device) -> AbstractContextManager:
@@ -232,6 +267,7 @@ class Collector:
         synthetic: bool,
         layers: str,
         moment: str | int,
+        precision: str,
         groups: int,
         bins: int,
         time: Callable[..., object] | None,
@@ -273,6 +309,9 @@ class Collector:
             self.shapes.update({name: list(weight.shape) for name, weight in expert_weights(path, module)})
         if not self.shapes:
             raise StatisticsError(f"{self.name} must have an nn.Linear whose name matches {layers!r}, got none")
+        if precision not in ("float32", "float16"):
+            raise StatisticsError(f"precision must be float32 or float16, got {precision!r}")
+        self.is_half = precision == "float16"
         self.block_of = block_rule(moment, [cols for _, cols in self.shapes.values()])
         self.handles: list = []
 
@@ -457,7 +496,7 @@ class Collector:
         if all(self.samples[name] is not None for name in seen):
             tensors.append(("model.weights", torch.stack([self.samples[name] for name in seen])))
         for each in self.inputs.values():
-            tensors.extend(each.tensors())
+            tensors.extend(each.tensors(self.is_half))
         write_safetensors(path, metadata, tensors)
 
 
@@ -515,7 +554,9 @@ def free_bytes(device: torch.device) -> float:
     return torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else math.inf
 
 
-def write_safetensors(path: Path, metadata: dict[str, str], tensors: list[tuple[str, torch.Tensor]]) -> None:
+def write_safetensors(
+    path: Path, metadata: dict[str, str], tensors: list[tuple[str, torch.Tensor | Correlations]]
+) -> None:
     """Writes tensors one after the other, in one step: a file of the name is replaced when the new one is whole."""
     header: dict[str, object] = {"__metadata__": metadata}
     end = 0
@@ -551,6 +592,7 @@ def collect(
     synthetic: bool = False,
     layers: str = "",
     moment: str | int = "auto",
+    precision: str = "float32",
     groups: int = 10,
     bins: int = 1000,
     time: Callable[..., object] | None = None,
@@ -566,6 +608,7 @@ def collect(
     source       what was run, for reports; `synthetic` where that is no real use of the model
     layers       a regular expression: only modules whose names match, for a pass of some layers at a time
     moment       auto, full, diagonal, or the columns of a block on the diagonal
+    precision    of the moments in the file: float32, or float16 of their correlations, a quarter of its size
     groups       time groups, equal parts of the axis
     bins         timesteps, or steps of the mask ratio
     time         gets the arguments of a forward pass by name and returns its times; by default its timestep, or the
@@ -584,7 +627,8 @@ def collect(
     path = Path(path)
     with tempfile.TemporaryDirectory(dir=path.resolve().parent, prefix=f".{path.name}.") as scratch:
         collector = Collector(
-            module, name=name, source=source, synthetic=synthetic, layers=layers, moment=moment, groups=groups,
+            module, name=name, source=source, synthetic=synthetic, layers=layers, moment=moment,
+            precision=precision, groups=groups,
             bins=bins, time=time, mask_token=mask_token, pad_token=pad_token, shift=shift, device_bytes=device_bytes,
             scratch=scratch,
         )
@@ -610,7 +654,8 @@ def run_pipeline(options: argparse.Namespace, prompts: list[str]) -> None:
 
     pipe = diffusers.DiffusionPipeline.from_pretrained(options.model, torch_dtype=options.dtype).to(options.device)
     more = {} if options.steps is None else {"num_inference_steps": options.steps}
-    with collect(pipe, options.out, source=f"{len(prompts)} prompts", moment=options.moment):
+    with collect(pipe, options.out, source=f"{len(prompts)} prompts", moment=options.moment,
+                 precision=options.precision):
         for i, prompt in enumerate(prompts):
             pipe(prompt, generator=torch.Generator("cpu").manual_seed(i), **more)
 
@@ -631,7 +676,8 @@ def run_language_model(options: argparse.Namespace, prompts: list[str]) -> None:
         raise StatisticsError("the tokenizer must have a mask token, got none: give --mask-token")
     shift = options.shift if options.shift is not None else int("dream" in model.config.model_type.lower())
     random = torch.Generator().manual_seed(0)
-    with collect(model, options.out, source=f"{len(prompts)} texts", moment=options.moment, mask_token=mask,
+    with collect(model, options.out, source=f"{len(prompts)} texts", moment=options.moment,
+                 precision=options.precision, mask_token=mask,
                  pad_token=tokenizer.pad_token_id, shift=shift), torch.no_grad():
         for prompt in prompts:
             tokens = tokenizer(prompt, return_tensors="pt").input_ids
@@ -650,6 +696,7 @@ def main() -> None:
     parser.add_argument("--prompts", required=True, help="a text file: a prompt, or a text to mask, a line")
     parser.add_argument("--steps", type=int, help="steps of a picture; default the pipeline's")
     parser.add_argument("--moment", default="auto", help="auto, full, diagonal or columns of a block")
+    parser.add_argument("--precision", default="float32", help="of moments in the file: float32 or float16")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="bfloat16", help="of the model's weights as it runs; default bfloat16")
     parser.add_argument("--mask-token", type=int, help="number of the mask token; default the tokenizer's")

@@ -12,6 +12,8 @@
  * <input>.histogram        F64 [groups, 2048]          whole numbers; it and the range may be left out together
  * <input>.second           F32 [cols, cols]            Σ w x xᵀ, unless `second` is none; of blocks on the diagonal
  *                              [numbers of all blocks], one block after the other
+ * <input>.correlations     F16 [numbers]               in place of `second`: what is below the diagonal of each block, row
+ *                              by row, divided by the roots of both columns' sums of squares
  * <input>.group_second     F32 [groups, cols, cols]    where `second` is groups
  * <input>.sum_low          F64 [groups, cols]          of a part of a pass, or one on its way: what rounding took from
  * <input>.squares_low      F64 [groups, cols]          the sums; `second` and `group_second` are F64 then
@@ -232,7 +234,11 @@ export function readCalibrationStatistics(
   }
   const inputs = parseInputs(inputText, file, malformed), runs = parseRuns(runText, malformed);
   const bytes = statisticsBytes(inputs.values(), groups.count, second as SecondMoments);
-  const least = bytes - 8 * groups.count * (HISTOGRAM_BINS + 3) * inputs.size;
+  let least = bytes - 8 * groups.count * (HISTOGRAM_BINS + 3) * inputs.size;
+  for (const [name, { cols, block = cols }] of inputs) {
+    if (!momentTensor(file, `${name}.second`).endsWith(CORRELATIONS)) continue;
+    least -= 4 * momentElements(cols, cols, block) - 2 * belowDiagonal(cols, block);
+  }
   if (least > file.fileBytes) {
     throw malformed(`it must hold its inputs' ${least} bytes of statistics, got ${file.fileBytes} bytes`);
   }
@@ -275,13 +281,63 @@ export function readCalibrationStatistics(
   return { statistics, partsDone: parts_done === undefined ? undefined : Number(parts_done) };
 }
 
+/** Ending of a tensor in place of a second moment. */
+const CORRELATIONS = ".correlations";
+
+/** The tensor that a file has for a second moment: of that name, or correlations in its place. */
+function momentTensor({ tensors }: SafetensorsFile, second: string): string {
+  const other = second.replace(/\.second$/, CORRELATIONS);
+  return tensors.has(second) || !tensors.has(other) ? second : other;
+}
+
+/** Numbers below the diagonals of blocks. */
+function belowDiagonal(cols: number, block: number): number {
+  let count = 0;
+  for (const { cols: own } of momentBlocks(cols, block)) count += own * (own - 1) / 2;
+  return count;
+}
+
+/** A second moment of the correlations that a file has in its place, and sums of squares. */
+function fromCorrelations(
+  file: SafetensorsFile,
+  name: string,
+  { cols, block = cols, squares }: InputStatistics,
+  malformed: Malformed,
+): Float32Array<ArrayBuffer> {
+  const info = file.tensors.get(name)!, count = belowDiagonal(cols, block);
+  if (info.dtype !== "F16" || info.shape.join() !== `${count}`) {
+    const got = `${info.dtype} [${info.shape.join(", ")}]`;
+    throw malformed(`${JSON.stringify(name)} must be F16 [${count}], got ${got}`, name);
+  }
+  const values = new Float16Array(file.read(name).buffer);
+  const second = new Float32Array(momentElements(cols, cols, block)), sums = new Float64Array(cols);
+  for (const [i, value] of squares.entries()) sums[i % cols]! += value;
+  let next = 0;
+  for (const { first, cols: own, at } of momentBlocks(cols, block)) {
+    for (let i = 0; i < own; i++) {
+      const root = Math.sqrt(sums[first + i]!);
+      for (let k = 0; k < i; k++) {
+        const value = values[next++]!;
+        if (!(Math.abs(value) <= 1)) {
+          throw malformed(`correlations must be −1 to 1, got ${value} at ${next - 1}`, name);
+        }
+        second[at + i * own + k] = second[at + k * own + i] = value * root * Math.sqrt(sums[first + k]!);
+      }
+      second[at + i * (own + 1)] = sums[first + i]!;
+    }
+  }
+  return second;
+}
+
 /** Second moments of a tensor, one after the other. */
 function readMoments(
   file: SafetensorsFile,
   spec: TensorSpec,
-  { cols, block = cols }: LayerInput,
+  own: InputStatistics,
   malformed: Malformed,
 ): Moments {
+  const { cols, block = cols } = own, tensor = momentTensor(file, spec.name);
+  if (tensor !== spec.name) return fromCorrelations(file, tensor, own, malformed);
   const values = readFinite(file, spec, malformed) as Moments;
   if (spec.shape.length === 1) {
     for (const { cols: own, at } of momentBlocks(cols, block)) {
@@ -466,25 +522,26 @@ function readInput(
   const read = new Map<string, TimeValues>(), input = inputs.get(name)!;
   const hasRange = ["range", "histogram"].some((part) => file.tensors.has(`${name}.${part}`));
   const isRange = (tensor: string) => tensor.endsWith(".range") || tensor.endsWith(".histogram");
-  for (const { spec } of entriesOf(name, input, groups, statistics)) {
+  const isMoments = (tensor: string) => /\.(?:group_)?second$/.test(tensor.slice(name.length));
+  const specs = entriesOf(name, input, groups, statistics).map(({ spec }) => spec);
+  for (const spec of specs.filter((spec) => !isMoments(spec.name))) {
     if (!hasRange && isRange(spec.name)) continue;
-    const isMoments = spec.name === `${name}.second` || spec.name === `${name}.group_second`;
     known.add(spec.name);
-    if (isMoments && isLoaded && !checksAll) continue;
-    const values = isMoments ? readMoments(file, spec, input, malformed) : readFinite(file, spec, malformed);
-    read.set(spec.name.slice(name.length + 1), values);
+    read.set(spec.name.slice(name.length + 1), readFinite(file, spec, malformed));
   }
   for (const [part, key] of PARTS) {
     const values = read.get(part);
-    if (values !== undefined && key !== "second" && key !== "groupSecond") input[key].set(values);
+    if (values !== undefined) input[key]!.set(values);
   }
   checkSums(name, input, malformed);
-  for (const key of ["second", "groupSecond"] as const) {
-    const part = key === "second" ? "second" : "group_second",
-      moments = read.get(part) as Moments | undefined;
-    if (moments === undefined) continue;
-    checkDiagonal(moments, `${name}.${part}`, input, malformed);
-    if (!isLoaded) statistics.takeMoments(name, key, moments);
+  for (const spec of specs.filter((spec) => isMoments(spec.name))) {
+    const tensor = momentTensor(file, spec.name);
+    known.add(tensor);
+    if (isLoaded && !checksAll) continue;
+    const moments = readMoments(file, spec, input, malformed);
+    checkDiagonal(moments, tensor, input, malformed);
+    if (isLoaded) continue;
+    statistics.takeMoments(name, spec.name === `${name}.second` ? "second" : "groupSecond", moments);
   }
   if (!hasRange) return;
   const { cols, tokens } = input;

@@ -88,6 +88,13 @@ function save(own: CalibrationStatistics): string {
   return path;
 }
 
+/** An entry of a header. */
+interface Entry {
+  readonly dtype: string;
+  readonly shape: readonly number[];
+  readonly data_offsets: readonly [number, number];
+}
+
 /** A copy of a file with other numbers in a tensor, from its element `first` on. */
 function withNumbers(file: string, tensor: string, first: number, values: readonly number[]): string {
   const bytes = readFileSync(file), data = 8 + Number(bytes.readBigUInt64LE(0));
@@ -278,6 +285,60 @@ describe("statistics alone", () => {
       expect([error.name, error.tensor, error.path]).toEqual(["FormatError", `${layer}.${part}`, file]);
       expect(error.message).toMatch(message);
       expect(error.message).toContain(file);
+      expect(existsSync(output)).toBe(false);
+    }
+  });
+
+  test("correlations in half precision stand for a moment, and are refused where they are none", async () => {
+    const path = save(statistics()), bytes = readFileSync(path), data = 8 + Number(bytes.readBigUInt64LE(0));
+    const header = JSON.parse(bytes.toString("utf8", 8, data)), count = COLS * (COLS - 1) / 2;
+    /** The same file with numbers below the diagonal alone, by the roots of the squares; one may be another. */
+    const packed = (change: (values: Float16Array<ArrayBuffer>, layer: string) => void) => {
+      const own: Record<string, unknown> = { __metadata__: header.__metadata__ }, parts: Uint8Array[] = [];
+      let end = 0;
+      const { __metadata__: _, ...entries } = header as Record<string, Entry>;
+      for (const [name, { dtype, shape, data_offsets: [begin, stop] }] of Object.entries(entries)) {
+        let part: Uint8Array = bytes.subarray(data + begin, data + stop), entry = { name, dtype, shape };
+        if (name.endsWith(".second")) {
+          const moment = new Float32Array(Uint8Array.from(part).buffer), values = new Float16Array(count);
+          for (let i = 0, at = 0; i < COLS; i++) {
+            for (let k = 0; k < i; k++, at++) {
+              values[at] = moment[i * COLS + k]! /
+                Math.sqrt(moment[i * (COLS + 1)]! * moment[k * (COLS + 1)]!);
+            }
+          }
+          change(values, name);
+          part = new Uint8Array(values.buffer);
+          entry = { name: name.replace(/second$/, "correlations"), dtype: "F16", shape: [count] };
+        }
+        parts.push(part);
+        own[entry.name] = { ...entry, name: undefined, data_offsets: [end, end += part.length] };
+      }
+      const file = `${place.fresh("correlations")}.safetensors`;
+      writeFileSync(file, fileBytes(JSON.stringify(own), Uint8Array.from(Buffer.concat(parts))));
+      return file;
+    };
+    const half = packed(() => {}),
+      read = (file: string) => loadStatistics([file], "").moments(LAYERS[3]!).second;
+    const [got, wanted] = [read(half), read(path)];
+    for (const [i, value] of got.entries()) {
+      const row = Math.floor(i / COLS), col = i % COLS;
+      const size = Math.sqrt(wanted[row * (COLS + 1)]! * wanted[col * (COLS + 1)]!);
+      expect(Math.abs(value - wanted[i]!)).toBeLessThan(size * (row === col ? 1e-6 : 2 ** -11));
+      expect(value).toBe(got[col * COLS + row]!);
+    }
+    const { layers } = await quantize(MODEL, half).run(),
+      { layers: exact } = await quantize(MODEL, path).run();
+    for (const [i, { solved }] of layers.entries()) {
+      const ratio = (solved?.relativeError ?? 1) / (exact[i]!.solved?.relativeError ?? 1);
+      expect(Math.abs(ratio - 1)).toBeLessThan(0.05);
+    }
+    for (const bad of [1.5, NaN, -Infinity]) {
+      const file = packed((values, name) => name.startsWith(LAYERS[3]!) && (values[7] = bad));
+      const { output, run } = quantize(MODEL, file), error = await rejection(run()) as FormatError;
+      expect(error).toBeInstanceOf(FormatError);
+      expect(error.message).toMatch(/correlations must be −1 to 1, got .* at 7/);
+      expect([error.tensor, error.path]).toEqual([`${LAYERS[3]}.correlations`, file]);
       expect(existsSync(output)).toBe(false);
     }
   });

@@ -5,8 +5,9 @@ draw FAMILY FOLDER   saves the model's weights there, runs it on structured inpu
 
 errors FOLDER NAMES FILE...   relative output errors of the layers NAMES (JSON) with each file's weights, float64
 
-dream MODEL DATA OUT    statistics of a Dream checkpoint on the batches of DATA (safetensors: <i>.tokens and <i>.times)
-dit MODEL DATA OUT      of a DiT checkpoint of diffusers (<i>.samples, <i>.times and <i>.labels)
+dream MODEL DATA OUT PRECISION   statistics of a Dream checkpoint on the batches of DATA (safetensors: <i>.tokens and
+                                 <i>.times)
+dit MODEL DATA OUT PRECISION     of a DiT checkpoint of diffusers (<i>.samples, <i>.times and <i>.labels)
 
 pipeline FOLDER         a Stable Diffusion pipeline and prompts, to be drawn from
 masked FOLDER           a masked language model of transformers and texts
@@ -222,23 +223,23 @@ def batches(data: str) -> list[dict[str, torch.Tensor]]:
     return [found[index] for index in sorted(found)]
 
 
-def run_dream(folder: str, data: str, out: str) -> int:
+def run_dream(folder: str, data: str, out: str, precision: str) -> int:
     config = json.loads((Path(folder) / "config.json").read_text())
     model = Dream(config)
     weights = {name: tensor.float() for file in Path(folder).glob("model*.safetensors")
                for name, tensor in load_file(file).items()}
     model.load_state_dict(weights)
     masks = dict(mask_token=config["mask_token_id"], pad_token=config["pad_token_id"], shift=1)
-    with collect(model, out, moment="full", groups=5, **masks) as collector, torch.no_grad():
+    with collect(model, out, moment="full", precision=precision, groups=5, **masks) as collector, torch.no_grad():
         for batch in batches(data):
             collector.times = batch["times"]
             model(batch["tokens"])
     return len(collector.modules)
 
 
-def run_dit(folder: str, data: str, out: str) -> int:
+def run_dit(folder: str, data: str, out: str, precision: str) -> int:
     model = diffusers.DiTTransformer2DModel.from_pretrained(folder, torch_dtype=torch.float32).eval()
-    with collect(model, out, moment="full", groups=5) as collector, torch.no_grad():
+    with collect(model, out, moment="full", precision=precision, groups=5) as collector, torch.no_grad():
         for batch in batches(data):
             model(batch["samples"], timestep=batch["times"].long(), class_labels=batch["labels"].long())
     return len(collector.modules)
@@ -343,9 +344,11 @@ def pair(folder: str) -> int:
     generator = torch.Generator().manual_seed(6)
     inputs = [torch.randn(3, 5, 40, generator=generator) for _ in range(2)]
     times = torch.tensor([0.05, 0.5, 0.95])
-    for name, moment, limit in (("whole", "full", None), ("blocks", 16, 0)):
+    for name, moment, limit, precision in (("whole", "full", None, "float32"), ("blocks", 16, 0, "float32"),
+                                           ("whole16", "full", None, "float16"), ("blocks16", 16, 0, "float16")):
         model = Pair()
-        with collect(model, Path(folder) / f"{name}.safetensors", moment=moment, groups=4, device_bytes=limit):
+        with collect(model, Path(folder) / f"{name}.safetensors", moment=moment, groups=4, device_bytes=limit,
+                     precision=precision):
             for x in inputs:
                 model(x, times)
     save_file({"x": torch.stack(inputs)}, Path(folder) / "x.safetensors")
