@@ -27,8 +27,8 @@ import {
 const PHASE_PASSES = { heldOut: 8, fit: 2 };
 /** Looks of the refinement at held-out samples that its time is forecast with: some by one model alone. */
 const LOOKS = 4;
-/** Arrays of a refined parameter: its value, gradient and unit, and the optimizer's five. */
-const PARAMETER_BYTES = 8 * 4;
+/** Arrays of a refined parameter: its value, gradient and unit, and the optimizer's four. */
+const PARAMETER_BYTES = 7 * 4;
 /** Arrays of it that are kept over a stop. */
 const KEPT_PARAMETER_BYTES = 4 * 4;
 /** Full-precision outputs that a meter and the refinement keep. */

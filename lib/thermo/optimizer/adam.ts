@@ -1,6 +1,6 @@
 /**
- * Adam's steps (Kingma & Ba, https://arxiv.org/abs/1412.6980). The parameters of all layers lie in one array, which one
- * kernel call a step updates, split over threads.
+ * Adam's steps (Kingma & Ba, https://arxiv.org/abs/1412.6980). The parameters of all layers lie in one array, of which a
+ * kernel call updates those of a layer, split over threads.
  */
 import { checkFloats } from "../../native/call.ts";
 import * as call from "../../native/functions.ts";
@@ -16,7 +16,6 @@ type Floats = Float32Array<ArrayBuffer>;
 /** All parameters in one array, in units, and Adam's two moments. */
 export class AdamState {
   readonly #values: Float32Array<ArrayBuffer>;
-  readonly #gradients: Float32Array<ArrayBuffer>;
   readonly #first: Float32Array<ArrayBuffer>;
   readonly #second: Float32Array<ArrayBuffer>;
   readonly #best: Float32Array<ArrayBuffer>;
@@ -39,7 +38,6 @@ export class AdamState {
     }
     const n = parameters.reduce((sum, { values }) => sum + values.length, 0);
     this.#values = new Float32Array(n);
-    this.#gradients = new Float32Array(n);
     this.#first = new Float32Array(n);
     this.#second = new Float32Array(n);
     this.#best = new Float32Array(n);
@@ -78,13 +76,13 @@ export class AdamState {
     for (const { gradients } of this.parameters) gradients.fill(0);
   }
 
-  /** Gradients in units. @returns their length */
-  gatherGradients(): number {
-    let at = 0, squares = 0;
+  /** Gradients in units, in the arrays that the loss has filled. @returns their length */
+  scaleGradients(): number {
+    let squares = 0;
     for (const { gradients, units } of this.parameters) {
       for (let i = 0; i < gradients.length; i++) {
         const gradient = gradients[i]! * (units?.[i] ?? 1);
-        this.#gradients[at++] = gradient;
+        gradients[i] = gradient;
         squares += gradient * gradient;
       }
     }
@@ -96,10 +94,19 @@ export class AdamState {
     const isClipped = clipNorm !== undefined && this.#norm > clipNorm;
     if (isClipped) {
       const share = clipNorm / this.#norm;
-      for (let i = 0; i < this.#gradients.length; i++) this.#gradients[i]! *= share;
+      for (const { gradients } of this.parameters) {
+        for (let i = 0; i < gradients.length; i++) gradients[i]! *= share;
+      }
     }
-    const [values, gradients, first, second] = [this.#values, this.#gradients, this.#first, this.#second];
-    adamStep(this.kernels, { values, gradients, first, second }, ++this.#steps, rate);
+    this.#steps++;
+    let at = 0;
+    for (const { gradients } of this.parameters) {
+      const [values, first, second] = [this.#values, this.#first, this.#second].map((array) =>
+        array.subarray(at, at + gradients.length)
+      ) as [Floats, Floats, Floats];
+      adamStep(this.kernels, { values, gradients, first, second }, this.#steps, rate);
+      at += gradients.length;
+    }
     this.#publish(this.#values);
     return Number(isClipped);
   }

@@ -116,7 +116,7 @@ class Optimization {
     const state = this.#state, history = this.#history, { clipNorm, convergenceThreshold } = this.#settings;
     schedule.begin();
     state.clearGradients();
-    const loss = history.add(problem.loss(iteration)), norm = state.gatherGradients();
+    const loss = history.add(problem.loss(iteration)), norm = state.scaleGradients();
     history.gradientNorms.push(norm);
     if (iteration === 0) {
       if (!Number.isFinite(loss)) throw notFinite("the loss", loss);
