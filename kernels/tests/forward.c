@@ -108,14 +108,16 @@ static void rows_case(int32_t isa, size_t rows, size_t cols, int function) {
     for (size_t i = 0; i < n; i++) x[i] += 10;
   float *expected = guarded(n * 4), *tolerance = take(n * 4), *first = 0;
   expect_status("rows", where, call_rows(function, x, rows, cols, weight, bias, expected, AQ_ISA_SCALAR, 1), AQ_OK);
-  for (size_t i = 0; i < n; i++) {
-    /* Mean and variance lose (cols / lanes + lanes) roundings of 2^-24 at most. */
-    const double eps = ((double)cols / 4 + 16) * 0x1p-24;
-    double magnitude = fabs(expected[i]);
-    const double spread = row_spread(x + i / cols * cols, cols);
-    if (function == LAYER_NORM) magnitude += fabs(bias[i % cols]) + fmax(40, 5 * spread) * fabs(weight[i % cols]);
-    if (function == LAYER_NORM_PLAIN) magnitude += 3 * spread;
-    tolerance[i] = (float)(eps * magnitude);
+  /* Mean and variance lose (cols / lanes + lanes) roundings of 2^-24 at most. */
+  const double eps = ((double)cols / 4 + 16) * 0x1p-24;
+  for (size_t row = 0; row < rows; row++) {
+    const double spread = row_spread(x + row * cols, cols);
+    for (size_t k = 0; k < cols; k++) {
+      double magnitude = fabs(expected[row * cols + k]);
+      if (function == LAYER_NORM) magnitude += fabs(bias[k]) + fmax(40, 5 * spread) * fabs(weight[k]);
+      if (function == LAYER_NORM_PLAIN) magnitude += 3 * spread;
+      tolerance[row * cols + k] = (float)(eps * magnitude);
+    }
   }
   EXPECT_ON_THREADS("rows", where, first, expected, n, tolerance, 0,
                     call_rows(function, x, rows, cols, weight, bias, out, isa, threads));

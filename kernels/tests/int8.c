@@ -56,6 +56,10 @@ static void int8_case(int32_t isa, size_t tokens, size_t rows, size_t cols, int3
     expect_output("zero points", where, x_zero, x_zero2, tokens * 4);
   }
   float *expected = guarded(n * 4), *tolerance = take(n * 4), *reference = take(n * 4), *part = guarded(rows * 4);
+  float *steps = take(rows * groups * 4), *centres = take(rows * groups * 4);
+  aq_convert(scale, AQ_F16, steps, AQ_F32, rows * groups, AQ_ISA_SCALAR, 1);
+  if (zero) aq_convert(zero, AQ_F16, centres, AQ_F32, rows * groups, AQ_ISA_SCALAR, 1);
+  for (size_t i = 0; !zero && i < rows * groups; i++) centres[i] = (float)(1 << (bits - 1));
   for (size_t t = 0; t < tokens; t++)
     for (size_t r = 0; r < rows; r++) {
       double sum = 0, magnitude = 0;
@@ -65,13 +69,9 @@ static void int8_case(int32_t isa, size_t tokens, size_t rows, size_t cols, int3
         uint32_t window = bytes[at / 8];
         if (at % 8 + (size_t)bits > 8) window |= (uint32_t)bytes[at / 8 + 1] << 8;
         const int code = (int)(window >> at % 8 & ((1u << bits) - 1));
-        float grid[2];
-        aq_convert(scale + group, AQ_F16, grid, AQ_F32, 1, AQ_ISA_SCALAR, 1);
-        grid[1] = (float)(1 << (bits - 1));
-        if (zero) aq_convert(zero + group, AQ_F16, grid + 1, AQ_F32, 1, AQ_ISA_SCALAR, 1);
         const double a = (double)x_scale[t] * (codes[t * cols + k] - x_zero[t]);
-        sum += a * grid[0] * ((double)code - grid[1]);
-        magnitude += fabs(a * grid[0]) * (code + fabs(grid[1]));
+        sum += a * steps[group] * ((double)code - centres[group]);
+        magnitude += fabs(a * steps[group]) * (code + fabs(centres[group]));
       }
       reference[t * rows + r] = (float)(sum + (with_bias ? bias[r] : 0));
       tolerance[t * rows + r] = (float)(((double)cols / 16 + 8) * 0x1p-24 * (magnitude + 1));
