@@ -207,10 +207,12 @@ const BUN_ALONE = [
   ]
     .map((name) => `tests/models/${name}_test.ts`),
   "tests/interop", // what is opened or collected there is Python's and C's work
+  "tests/lora",
   "tests/names/families_test.ts",
+  "tests/native/remote_test.ts", // starts Deno itself
   ...["fp8_readers", "recognition", "scaled_fp8"].map((name) => `tests/tensor/${name}_test.ts`),
   "tests/phases",
-  ...["budget_resume", "choose_solver", "forecast", "headlines", "runtimes", "stages"].map((name) =>
+  ...["budget_resume", "choose_solver", "forecast", "headlines", "runtimes", "stages", "together"].map((name) =>
     `tests/pipeline/${name}_test.ts`
   ),
   "tests/plan",

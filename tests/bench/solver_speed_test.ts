@@ -41,6 +41,7 @@ const SCALE = {
   shapes: [SHAPE],
   published: 0,
   hidden: 64,
+  calibration: { "self_calibration.records": 8, "self_calibration.tokens": 16, "self_calibration.steps": 4 },
   models: 0,
   effort: { rows: 300, cols: 64, tokens: 96 },
   statistics: 256,

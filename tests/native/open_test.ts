@@ -17,6 +17,13 @@ afterAll(() => rmSync(folder, { recursive: true, force: true }));
 const root = fileURLToPath(new URL("../..", import.meta.url));
 const compiler = await findCompiler();
 
+/** This machine's library, undefined where none can be built. */
+async function ownLibrary(): Promise<string | undefined> {
+  using kernels = await openKernels();
+  return kernels.backend === "native" ? kernels.library : undefined;
+}
+const library = await ownLibrary();
+
 /** Opens the kernels in a process of its own with the given environment and prints how that went. */
 function openInChild(environment: Record<string, string>, options = "{}", flags?: string[]) {
   const program = join(folder, `open-${Math.abs(options.length)}.ts`);
@@ -42,17 +49,18 @@ function openInChild(environment: Record<string, string>, options = "{}", flags?
 }
 
 /**
- * An empty cache, and a compiler that does not optimize and keeps each object for the next build: when the
- * library is built is looked at here, not how fast it gets.
+ * An empty cache, and a compiler whose objects are empty and that links the library of this machine: when it is asked
+ * is looked at here; that a real one takes the sources, the gate's first step sees.
  */
-function buildEnvironment(cache: string, compiler: string): Record<string, string> {
-  const command = join(folder, "unoptimized");
+function buildEnvironment(cache: string, compiler: string, library: string): Record<string, string> {
+  const command = join(folder, "linking");
   const script = `#!/bin/sh
 for word; do [ "$before" = -o ] && output=$word; before=$word; done
-kept="${folder}/kept-\${output##*/}"
-case "$output" in *.o) [ -e "$kept" ] && exec cp "$kept" "$output" ;; esac
-${compiler} "$@" -O0 || exit
-case "$output" in *.o) cp "$output" "$kept.$$" && mv "$kept.$$" "$kept" ;; esac
+case "$output" in
+  "") exec ${compiler} "$@" ;;
+  *.o) : > "$output" ;;
+  *) cp "${library}" "$output" ;;
+esac
 `;
   writeFileSync(command, script, { mode: 0o755 });
   return { ...process.env, CC: command, XDG_CACHE_HOME: cache, ARROWQUANT_LIBRARY: "" } as Record<
@@ -150,12 +158,12 @@ describe("openKernels", () => {
   });
 
   test("builds once into an empty cache, then finds the build", () => {
-    if (compiler === undefined) {
+    if (compiler === undefined || library === undefined) {
       console.log("skipped: no C compiler");
       return;
     }
     const cache = join(folder, "cache");
-    const environment = buildEnvironment(cache, compiler.command);
+    const environment = buildEnvironment(cache, compiler.command, library);
     const first = openInChild(environment);
     expect(first.backend).toBe("native");
     expect(first.messages.join()).toContain("building");
@@ -177,15 +185,15 @@ describe("openKernels", () => {
     expect(again.messages.join()).toContain("building");
     truncateSync(first.library, 5000);
     expect(openInChild({ ...environment, PATH: "/nonexistent", CC: "" }).backend).toBe("wasm");
-  }, 300_000); // two builds
+  });
 
   test("asked for three times at once with an empty cache, it builds once", () => {
-    if (compiler === undefined) {
+    if (compiler === undefined || library === undefined) {
       console.log("skipped: no C compiler");
       return;
     }
     const opened = openInChild(
-      buildEnvironment(join(folder, "at-once"), compiler.command),
+      buildEnvironment(join(folder, "at-once"), compiler.command, library),
       `{ backend: (await Promise.all([openKernels(), openKernels(), openKernels()])).map((k) => k.backend).join() === "native,native,native" ? "native" : "wasm" }`,
     );
     expect(opened.backend).toBe("native");

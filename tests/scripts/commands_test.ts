@@ -244,7 +244,11 @@ describe("exit codes", () => {
     ["the input as output", "quantize.ts", [DREAM, DREAM, "--force"], 4, "must not be the input's folder"],
     ["no manifest", "inspect.ts", [DREAM, "--verify"], 3, "must have a manifest"],
   ];
+  // What is refused is the same in both runtimes: Deno need but see each command's exit codes.
+  const seen = new Set<string>();
   for (const [what, script, args, code, message] of cases) {
+    if (isDeno && seen.has(`${script} ${code}`)) continue;
+    seen.add(`${script} ${code}`);
     test(`${script}: ${code} for ${what}`, () => {
       const before = contents(finished);
       const result = run(script, args);
@@ -372,7 +376,7 @@ describe("a run that is stopped", () => {
     const output = place.fresh();
     const args = [large, output, ...LARGE_OPTIONS, "--resume"];
     let kills = 0;
-    for (let attempt = 0; attempt < 5; attempt++) {
+    for (let attempt = 0; attempt < (isDeno ? 3 : 5); attempt++) {
       const delay = unbrokenMilliseconds * (0.15 + 0.8 * random(1000) / 1000);
       const result = await runAndSignal("quantize.ts", args, "SIGKILL", delay);
       if (result.signal === "SIGKILL") kills++;

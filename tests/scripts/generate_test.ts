@@ -248,7 +248,11 @@ describe("options that are missing, unknown or contradict the model", () => {
     expect(tokens()).not.toEqual(plain);
   });
 
+  // The parser is the same in both runtimes: Deno need but see each exit code.
+  const seen = new Set<number>();
   for (const [args, code, message] of cases) {
+    if (isDeno && seen.has(code)) continue;
+    seen.add(code);
     test(args.map((arg) => arg.includes("/") ? "…" : arg).join(" ") || "nothing", () => {
       const result = run("generate.ts", args);
       expect([result.code, result.stdout]).toEqual([code, ""]);

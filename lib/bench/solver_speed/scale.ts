@@ -19,6 +19,8 @@ export interface SolverSpeedScale {
   readonly published: number;
   /** Width of the two-layer model that is quantized; undefined leaves it out. */
   readonly hidden: number | undefined;
+  /** Keys of the configuration that make the sequences few and short that it writes, for tests. */
+  readonly calibration?: Readonly<Record<string, number>>;
   /** Most models that are quantized beside it. */
   readonly models: number;
   /** Layer that is solved with more and more steps. */

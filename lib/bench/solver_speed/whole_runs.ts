@@ -37,7 +37,7 @@ async function quantizeSeconds(
 }
 
 async function measureRuns(
-  { context, kernels, scale: { hidden, models } }: PartRun,
+  { context, kernels, scale: { hidden, calibration, models } }: PartRun,
 ): Promise<WholeRun[]> {
   const runs: WholeRun[] = [], { options, progress } = context;
   await withTemporaryFolder(async (folder) => {
@@ -59,6 +59,7 @@ async function measureRuns(
     await runChild(commandsOf(context)("make_checkpoint.ts", [input, ...args]));
     const seconds = await quantizeSeconds(kernels, input, join(folder, "out"), {
       group_size: FORM.groupSize,
+      ...calibration,
     });
     const { multiplyAdds } = forwardCost(requirementsAt(input).model, { batch: 1, tokens: 1, rows: 0 });
     const model = `Dream, 2 layers of width ${hidden}`;
