@@ -49,8 +49,8 @@ function openInChild(environment: Record<string, string>, options = "{}", flags?
 }
 
 /**
- * An empty cache, and a compiler whose objects are empty and that links the library of this machine: when it is asked
- * is looked at here; that a real one takes the sources, the gate's first step sees.
+ * An empty cache, and a compiler whose objects are empty and that links this machine's library: when it is
+ * asked is looked at here; that a real one takes the sources, the gate's first step sees.
  */
 function buildEnvironment(cache: string, compiler: string, library: string): Record<string, string> {
   const command = join(folder, "linking");
