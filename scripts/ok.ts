@@ -212,9 +212,9 @@ const BUN_ALONE = [
   "tests/native/remote_test.ts", // starts Deno itself
   ...["fp8_readers", "recognition", "scaled_fp8"].map((name) => `tests/tensor/${name}_test.ts`),
   "tests/phases",
-  ...["budget_resume", "choose_solver", "forecast", "headlines", "runtimes", "stages", "together"].map((name) =>
-    `tests/pipeline/${name}_test.ts`
-  ),
+  ...["budget_resume", "choose_solver", "forecast", "headlines", "runtimes", "stages", "together"].map((
+    name,
+  ) => `tests/pipeline/${name}_test.ts`),
   "tests/plan",
   ...["extremes", "packed/symmetric_levels", "packed/two_level"].map((name) => `tests/quant/${name}_test.ts`),
   "tests/quant/solvers",
