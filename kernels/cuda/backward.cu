@@ -2,56 +2,34 @@
  * AQ_SUM_LANES lanes by position, added up in order, as kernels/cpu/backward/loops.h says. */
 #include "context.h"
 
+#include "../arithmetic/gradients.h"
+
 #define AQ_SUM_LANES 8
 #define AQ_SUM_ROWS (AQ_BLOCK / AQ_SUM_LANES) /* rows of a block, a quarter of a warp each */
 #define AQ_ALL_LANES 0xffffffffu
 
 /* Elements ----------------------------------------------------------------------------------------------- */
 
-/* exp(x) in float32 for x <= 88; 0 below -87.33. */
-AQ_DEVICE float exp_of(float x) {
-  const float magic = x * 1.44269504f + 12582912.0f, n = magic - 12582912.0f;
-  float r = x - n * 0.693359375f;
-  r = r + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.0f;
-  return x < -87.33f ? 0.0f : p * aq_bits_float((aq_float_bits(magic) << 23) + 0x3f800000u);
-}
-
-AQ_DEVICE float sigmoid_of(float x) {
-  const float e = exp_of(x < 0.0f ? x : -x);
-  return (x < 0.0f ? e : 1.0f) / (1.0f + e);
-}
-
 struct silu_backward {
   const float *x, *dy;
   float *dx;
   __device__ void operator()(size_t i) const {
-    const float s = sigmoid_of(x[i]);
-    dx[i] = dy[i] * (s + x[i] * s * (1.0f - s));
+    dx[i] = dy[i] * aq_silu_slope(x[i], aq_sigmoid_of(x[i]));
   }
 };
 
-struct gelu_tanh_backward { /* x sigmoid(u), u = 2 sqrt(2 / pi) (x + 0.044715 x^3) */
+struct gelu_tanh_backward {
   const float *x, *dy;
   float *dx;
-  __device__ void operator()(size_t i) const {
-    const float v = x[i], square = v * v;
-    const float s = sigmoid_of(v * (1.5957691216f + square * 0.0713548162f));
-    dx[i] = dy[i] * (s + v * s * (1.0f - s) * (1.5957691216f + square * 0.2140644487f));
-  }
+  __device__ void operator()(size_t i) const { dx[i] = dy[i] * aq_gelu_tanh_slope(x[i]); }
 };
 
 struct silu_multiply_backward {
   const float *gate, *up, *dy;
   float *dgate, *dup;
   __device__ void operator()(size_t i) const {
-    const float x = gate[i], s = sigmoid_of(x), y = dy[i], u = up[i];
-    dgate[i] = y * u * (s + x * s * (1.0f - s));
+    const float x = gate[i], s = aq_sigmoid_of(x), y = dy[i], u = up[i];
+    dgate[i] = y * u * aq_silu_slope(x, s);
     dup[i] = y * x * s;
   }
 };
@@ -75,12 +53,12 @@ struct adam {
   float *values;
   const float *gradients;
   float *first, *second;
-  float b1, c1, b2, c2, rate, root, epsilon;
+  aq_adam step;
   __device__ void operator()(size_t i) const {
-    const float g = gradients[i], m = b1 * first[i] + c1 * g, v = b2 * second[i] + c2 * (g * g);
+    const float g = gradients[i], m = step.b1 * first[i] + step.c1 * g, v = step.b2 * second[i] + step.c2 * (g * g);
     first[i] = m;
     second[i] = v;
-    values[i] = values[i] - rate * m / (AQ_SQRT(v) * root + epsilon);
+    values[i] = values[i] - step.rate * m / (AQ_SQRT(v) * step.root + step.epsilon);
   }
 };
 
@@ -130,14 +108,6 @@ int32_t aq_cuda_column_sums(aq_cuda_buffer a, aq_cuda_buffer b, size_t batch, si
   return status == AQ_OK ? aq_run_elements(on, f, batch * cols) : status;
 }
 
-/* As kernels/cpu/backward/api.c takes powers. */
-static double power(double base, int32_t exponent) {
-  double result = 1.0;
-  for (; exponent; exponent >>= 1, base *= base)
-    if (exponent & 1) result *= base;
-  return result;
-}
-
 int32_t aq_cuda_adam_step(aq_cuda_buffer values, aq_cuda_buffer gradients, aq_cuda_buffer first, aq_cuda_buffer second,
                           size_t n, double rate, double beta1, double beta2, double epsilon, int32_t step,
                           aq_cuda_stream stream) {
@@ -145,18 +115,10 @@ int32_t aq_cuda_adam_step(aq_cuda_buffer values, aq_cuda_buffer gradients, aq_cu
   aq_stream_state *on;
   int32_t status = aq_cuda_use_for(1, n, &on, stream);
   if (status != AQ_OK) return status;
-  if (!(beta1 >= 0 && beta1 < 1 && beta2 >= 0 && beta2 < 1 && epsilon >= 0 && step >= 1)) return AQ_E_VALUE;
-  const adam f = {aq_cuda_view<float>(values, n, on, &status),
-                  aq_cuda_view<float>(gradients, n, on, &status),
-                  aq_cuda_view<float>(first, n, on, &status),
-                  aq_cuda_view<float>(second, n, on, &status),
-                  (float)beta1,
-                  (float)(1.0 - beta1),
-                  (float)beta2,
-                  (float)(1.0 - beta2),
-                  (float)(rate / (1.0 - power(beta1, step))),
-                  (float)(1.0 / __builtin_sqrt(1.0 - power(beta2, step))),
-                  (float)epsilon};
+  if (!aq_adam_allowed(beta1, beta2, epsilon, step)) return AQ_E_VALUE;
+  const adam f = {aq_cuda_view<float>(values, n, on, &status), aq_cuda_view<float>(gradients, n, on, &status),
+                  aq_cuda_view<float>(first, n, on, &status), aq_cuda_view<float>(second, n, on, &status),
+                  aq_adam_of(rate, beta1, beta2, epsilon, step)};
   return status == AQ_OK ? aq_run_elements(on, f, n) : status;
 }
 
@@ -373,11 +335,11 @@ AQ_DEVICE void softmax_of(const slopes_view &view, size_t at, size_t item, size_
       peak = other > peak ? other : peak;
     }
     if (peak == lowest) continue; /* of all lanes */
-    const float e_low = exp_of(low - peak), e_high = exp_of(high - peak);
+    const float e_low = aq_exp_of(low - peak), e_high = aq_exp_of(high - peak);
     float own = 0.0f; /* of lane i of the sums: keys i, AQ_SUM_LANES + i, ... */
     for (size_t j = 0; j < 32; j += AQ_SUM_LANES) own += __shfl_sync(AQ_ALL_LANES, e_low, (int)(j + sum_lane()));
     for (size_t j = 0; j < 32; j += AQ_SUM_LANES) own += __shfl_sync(AQ_ALL_LANES, e_high, (int)(j + sum_lane()));
-    float added = *largest == lowest ? 0.0f : *sum * exp_of(*largest - peak);
+    float added = *largest == lowest ? 0.0f : *sum * aq_exp_of(*largest - peak);
     for (int i = 0; i < AQ_SUM_LANES; i++) added += __shfl_sync(AQ_ALL_LANES, own, i);
     *largest = peak;
     *sum = added;
@@ -401,7 +363,7 @@ static __global__ void __launch_bounds__(AQ_BLOCK) attention_queries(slopes_view
       const size_t key = first + lane;
       float slope = 0.0f;
       if (key < view.tokens) {
-        const float p = exp_of(view.score(at, item, kv_head, key) - peak) * factor;
+        const float p = aq_exp_of(view.score(at, item, kv_head, key) - peak) * factor;
         slope = p * (view.dot(view.dout + at, view.v + view.key_at(item, kv_head, key)) - share) * view.scale;
       }
       const int count = (int)aq_smaller(32, view.tokens - first);
@@ -439,7 +401,7 @@ static __global__ void __launch_bounds__(AQ_BLOCK) attention_keys(slopes_view vi
         if (t < view.tokens) {
           const float *note = view.notes + 3 * ((item * view.heads + head) * view.tokens + t);
           const size_t at = view.query_at(item, head, t);
-          p = exp_of(view.score(at, item, kv_head, key) - note[0]) * note[1];
+          p = aq_exp_of(view.score(at, item, kv_head, key) - note[0]) * note[1];
           slope = p * (view.dot(view.dout + at, view.v + kv) - note[2]) * view.scale;
         }
         const int count = (int)aq_smaller(32, view.tokens - first);

@@ -247,21 +247,14 @@ typedef struct {
   float *values, *first, *second;
   const float *gradients;
   size_t n;
-  const double *factors;
+  const aq_adam *step;
 } step_context;
 
 static int32_t run_step(const void *context, size_t begin, size_t end) {
   const step_context *c = context;
   const size_t at = begin * AQ_ELEMENTS_PER_UNIT, n = aq_min_size(end * AQ_ELEMENTS_PER_UNIT, c->n) - at;
-  c->kernels->adam(c->values + at, c->gradients + at, c->first + at, c->second + at, n, c->factors);
+  c->kernels->adam(c->values + at, c->gradients + at, c->first + at, c->second + at, n, c->step);
   return AQ_OK;
-}
-
-static double power(double base, int32_t exponent) {
-  double result = 1.0;
-  for (; exponent; exponent >>= 1, base *= base)
-    if (exponent & 1) result *= base;
-  return result;
 }
 
 int32_t aq_adam_step(float *values, const float *gradients, float *first, float *second, size_t n, double rate,
@@ -270,9 +263,8 @@ int32_t aq_adam_step(float *values, const float *gradients, float *first, float 
   AQ_KERNELS(isa);
   if (!values || !gradients || !first || !second) return AQ_E_ARGUMENT;
   if (!aq_counts_allowed(1, n)) return AQ_E_SHAPE;
-  if (!(beta1 >= 0.0 && beta1 < 1.0 && beta2 >= 0.0 && beta2 < 1.0 && epsilon >= 0.0 && step >= 1)) return AQ_E_VALUE;
-  const double factors[7] = {beta1, 1.0 - beta1, beta2, 1.0 - beta2, rate / (1.0 - power(beta1, step)),
-                             1.0 / __builtin_sqrt(1.0 - power(beta2, step)), epsilon};
-  const step_context context = {kernels->backward, values, first, second, gradients, n, factors};
+  if (!aq_adam_allowed(beta1, beta2, epsilon, step)) return AQ_E_VALUE;
+  const aq_adam adam = aq_adam_of(rate, beta1, beta2, epsilon, step);
+  const step_context context = {kernels->backward, values, first, second, gradients, n, &adam};
   return aq_run_units(run_step, &context, (n - 1) / AQ_ELEMENTS_PER_UNIT + 1, n / AQ_CHEAP, threads);
 }

@@ -4,6 +4,7 @@
 #ifndef AQ_BACKWARD_H
 #define AQ_BACKWARD_H
 
+#include "../../arithmetic/gradients.h"
 #include "../quantize/kernels.h"
 
 /* Rows and columns of the blocks that a transposition copies, and of the scores that attention's backward
@@ -32,7 +33,7 @@ typedef struct {
   void (*silu_multiply)(const float *gate, const float *up, const float *dy, size_t n, float *dgate, float *dup);
   /* out[col] = sum over `rows` rows of a (times b), columns [begin, end) */
   void (*column_sums)(const float *a, const float *b, size_t rows, size_t cols, size_t begin, size_t end, float *out);
-  void (*adam)(float *values, const float *gradients, float *first, float *second, size_t n, const double *factors);
+  void (*adam)(float *values, const float *gradients, float *first, float *second, size_t n, const aq_adam *step);
 } aq_backward_kernels;
 
 #endif

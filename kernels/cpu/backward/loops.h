@@ -2,32 +2,6 @@
  * run in AQ_SUM_LANES lanes by position, added up in order: the same bits whatever the vectors' width. */
 #include "kernels.h"
 
-/* exp(x) in float32 for x <= 88, relative error below 2^-22; 0 below -87.33. As v_exp of forward/vector.h,
- * unfused. */
-AQ_INLINE float exp_of(float x) {
-  const float magic = x * 1.44269504f + 12582912.0f, n = magic - 12582912.0f;
-  float r = x - n * 0.693359375f;
-  r = r + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.0f;
-  uint32_t bits;
-  float power;
-  __builtin_memcpy(&bits, &magic, 4);
-  bits = (bits << 23) + 0x3f800000u;
-  __builtin_memcpy(&power, &bits, 4);
-  return x < -87.33f ? 0.0f : p * power;
-}
-
-/* 1 / (1 + exp(-x)) without overflow */
-AQ_INLINE float sigmoid_of(float x) {
-  const float e = exp_of(x < 0.0f ? x : -x);
-  return (x < 0.0f ? e : 1.0f) / (1.0f + e);
-}
-
 AQ_INLINE double total(const double lanes[AQ_SUM_LANES]) {
   double sum = 0.0;
   for (int i = 0; i < AQ_SUM_LANES; i++) sum += lanes[i];
@@ -163,10 +137,10 @@ static void attention(const aq_attention_backward_job *job, size_t item, size_t 
               float peak = largest[i];
               for (size_t j = 0; j < n; j++) peak = scores[i][j] > peak ? scores[i][j] : peak;
               if (peak == lowest) continue;
-              float sum = largest[i] == lowest ? 0.0f : sums[i] * exp_of(largest[i] - peak);
+              float sum = largest[i] == lowest ? 0.0f : sums[i] * aq_exp_of(largest[i] - peak);
               float lanes[AQ_SUM_LANES] = {0};
               for (size_t j = 0; j < AQ_BLOCK; j += AQ_SUM_LANES)
-                for (size_t lane = 0; lane < AQ_SUM_LANES; lane++) lanes[lane] += exp_of(scores[i][j + lane] - peak);
+                for (size_t lane = 0; lane < AQ_SUM_LANES; lane++) lanes[lane] += aq_exp_of(scores[i][j + lane] - peak);
               for (size_t lane = 0; lane < AQ_SUM_LANES; lane++) sum += lanes[lane];
               largest[i] = peak;
               sums[i] = sum;
@@ -177,7 +151,7 @@ static void attention(const aq_attention_backward_job *job, size_t item, size_t 
           for (size_t i = 0; i < m; i++) {
             const float factor = sums[i] == 0.0f ? 0.0f : 1.0f / sums[i], peak = sums[i] == 0.0f ? 0.0f : largest[i];
             for (size_t j = 0; j < AQ_BLOCK; j++) {
-              const float p = exp_of(scores[i][j] - peak) * factor;
+              const float p = aq_exp_of(scores[i][j] - peak) * factor;
               scores[i][j] = p;
               slopes[i][j] = p * (slopes[i][j] - shares[i]) * job->scale;
             }
@@ -199,22 +173,15 @@ static void attention(const aq_attention_backward_job *job, size_t item, size_t 
 
 static void elementwise(int32_t function, const float *x, const float *dy, size_t n, float *dx) {
   if (function == AQ_SILU_BACKWARD)
-    for (size_t i = 0; i < n; i++) {
-      const float s = sigmoid_of(x[i]);
-      dx[i] = dy[i] * (s + x[i] * s * (1.0f - s));
-    }
-  else /* x sigmoid(u), u = 2 sqrt(2 / pi) (x + 0.044715 x^3) */
-    for (size_t i = 0; i < n; i++) {
-      const float square = x[i] * x[i];
-      const float s = sigmoid_of(x[i] * (1.5957691216f + square * 0.0713548162f));
-      dx[i] = dy[i] * (s + x[i] * s * (1.0f - s) * (1.5957691216f + square * 0.2140644487f));
-    }
+    for (size_t i = 0; i < n; i++) dx[i] = dy[i] * aq_silu_slope(x[i], aq_sigmoid_of(x[i]));
+  else
+    for (size_t i = 0; i < n; i++) dx[i] = dy[i] * aq_gelu_tanh_slope(x[i]);
 }
 
 static void silu_multiply(const float *gate, const float *up, const float *dy, size_t n, float *dgate, float *dup) {
   for (size_t i = 0; i < n; i++) {
-    const float x = gate[i], s = sigmoid_of(x), y = dy[i];
-    dgate[i] = y * up[i] * (s + x * s * (1.0f - s));
+    const float x = gate[i], s = aq_sigmoid_of(x), y = dy[i];
+    dgate[i] = y * up[i] * aq_silu_slope(x, s);
     dup[i] = y * x * s;
   }
 }
@@ -238,10 +205,9 @@ static void column_sums(const float *a, const float *b, size_t rows, size_t cols
   }
 }
 
-/* factors: beta1, 1 - beta1, beta2, 1 - beta2, rate / (1 - beta1^t), 1 / sqrt(1 - beta2^t), epsilon */
-static void adam(float *values, const float *gradients, float *first, float *second, size_t n, const double *factors) {
-  const float b1 = (float)factors[0], c1 = (float)factors[1], b2 = (float)factors[2], c2 = (float)factors[3];
-  const float rate = (float)factors[4], root = (float)factors[5], epsilon = (float)factors[6];
+static void adam(float *values, const float *gradients, float *first, float *second, size_t n, const aq_adam *step) {
+  const float b1 = step->b1, c1 = step->c1, b2 = step->b2, c2 = step->c2;
+  const float rate = step->rate, root = step->root, epsilon = step->epsilon;
   for (size_t i = 0; i < n; i++) {
     const float g = gradients[i], m = b1 * first[i] + c1 * g, v = b2 * second[i] + c2 * (g * g);
     first[i] = m;
