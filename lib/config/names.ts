@@ -17,8 +17,8 @@ export type SolverChoice = "auto" | Solver;
 export const CALIBRATED_SOLVERS: readonly Solver[] = ["feedback", "best"];
 
 /**
- * What is kept of the second moment of a layer's inputs: all of it, blocks of columns on its diagonal, or the diagonal
- * alone.
+ * What is kept of the second moment of a layer's inputs: all of it, blocks of columns on its diagonal, or the
+ * diagonal alone.
  */
 export type MomentStructure = (typeof MOMENT_STRUCTURES)[number];
 export const MOMENT_STRUCTURES = ["full", "block", "diagonal"] as const;
@@ -52,7 +52,7 @@ export const CODES = ["uniform", "trellis"] as const;
 /** Bits that trellis codes can have. */
 export const TRELLIS_BITS: readonly BitWidth[] = [2, 3];
 
-/** Bits of the sub-codes of two-level scales; 16: half floats by themselves, a scale and an offset a group. */
+/** Bits of the sub-codes of two-level scales; 16: half floats, a scale and an offset a group. */
 export type ScaleBits = 4 | 6 | 8 | 16;
 export const SCALE_BITS: readonly ScaleBits[] = [4, 6, 8, 16];
 /** The {@linkcode ScaleBits} of grids `w = scale · code + offset` whose two numbers are half floats. */

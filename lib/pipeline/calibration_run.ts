@@ -33,7 +33,8 @@ export interface RunCalibration {
    * The model with the data, opened by the first call: its weights are read when they are needed.
    *
    * @param output keeps what the model makes itself, for a run that is stopped
-   * @param onDraft called before a model makes its own samples, with a draft of them and what making them takes
+   * @param onDraft called before a model makes its own samples, with a draft of them and what making them
+   * takes
    */
   open(
     output?: Pick<Rewrite, "work" | "identity">,

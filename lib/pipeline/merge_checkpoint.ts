@@ -1,6 +1,7 @@
 /**
- * Shards that tasks of an array have quantized, into one checkpoint: the same files, byte for byte, as one run over all
- * tensors writes. No weight is quantized again; packed bytes are copied, each read back and compared.
+ * Shards that tasks of an array have quantized, into one checkpoint: the same files, byte for byte, as one
+ * run over all tensors writes. No weight is quantized again; packed bytes are copied, each read back and
+ * compared.
  */
 import { matrixSizes } from "../quant/mod.ts";
 import { createHash } from "node:crypto";
@@ -60,7 +61,7 @@ const NOT_CONFIGURED = [
   "loras",
 ];
 
-/** Reads shards and their configuration. @throws {CheckpointError} naming those that are missing, twice or of another run */
+/** Reads shards and their configuration. @throws {CheckpointError} naming those that do not belong */
 export function openShards(paths: readonly string[]): ReadShards {
   const shards = readShards(paths), [{ settings, manifest: { solver }, path }] = shards as [ShardResult];
   const overrides = Object.fromEntries(
@@ -86,7 +87,8 @@ export function openShards(paths: readonly string[]): ReadShards {
 }
 
 /**
- * Brings shards together. Any order of them and of their finishing gives the same bytes; a stopped merge can be resumed.
+ * Brings shards together. Any order of them and of their finishing gives the same bytes; a stopped merge can
+ * be resumed.
  *
  * @throws {CheckpointError} when shards are missing, there twice, of another input, configuration or version
  * @throws {IntegrityError} when a shard's files are not as they were written
@@ -206,8 +208,8 @@ const asRead = ({ rows, warnings }: Plan, records: ReadonlyMap<string, Found>): 
 });
 
 /**
- * The digest of all weights that a run without shards has among its settings, where the shards have only those of their
- * own. What the shards read is compared on the way.
+ * The digest of all weights that a run without shards has among its settings, where the shards have only
+ * those of their own. What the shards read is compared on the way.
  *
  * @throws {CheckpointError} when the model has other weights than a shard read
  */

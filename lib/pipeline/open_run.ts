@@ -39,18 +39,18 @@ export interface OpenRunOptions<K extends Kernels | undefined = Kernels> extends
   /** LoRAs that are merged into the weights, in float32, before anything else. */
   readonly loras?: readonly LoraSource[] | undefined;
   /**
-   * Quantize a part of the tensors only, into the folder `shard-i-of-n` of the output; {@linkcode mergeCheckpoint} brings
-   * all shards together.
+   * Quantize a part of the tensors only, into the folder `shard-i-of-n` of the output;
+   * {@linkcode mergeCheckpoint} brings all shards together.
    */
   readonly shard?: Shard | undefined;
   /**
-   * Shards of `calibration_mode: blocks` run at the same time and solve the model together, through a folder in the output
-   * that all of them see: each runs its part of the samples. So long one waits for another.
+   * Shards of `calibration_mode: blocks` run at the same time and solve the model together, through a folder
+   * in the output that all of them see: each runs its part of the samples. So long one waits for another.
    */
   readonly togetherMilliseconds?: number | undefined;
   /**
-   * Bytes that the process may take for calibrated work, which is refused where it would take more; default what it has
-   * and three quarters of what is available.
+   * Bytes that the process may take for calibrated work, which is refused where it would take more; default
+   * what it has and three quarters of what is available.
    */
   readonly maxMemoryBytes?: number | undefined;
 }

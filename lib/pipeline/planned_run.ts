@@ -1,4 +1,4 @@
-/** Which tensors of a run are quantized, and to how many bits: known from names and shapes, or measured for a budget. */
+/** Which tensors of a run are quantized, and to how many bits: by names and shapes, or by a budget. */
 import { type Config, hasBudget, isCalibrated } from "../config/mod.ts";
 import type { Kernels } from "../native/mod.ts";
 import type { Rewrite } from "../output/rewrite.ts";

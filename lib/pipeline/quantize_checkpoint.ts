@@ -37,8 +37,8 @@ export type QuantizeCheckpointOptions =
 /**
  * Quantizes a checkpoint into a folder.
  *
- * Equal input, configuration and version give equal bytes, whatever the threads and the runtime and however often
- * the run was stopped; without calibration also whatever the backend.
+ * Equal input, configuration and version give equal bytes, whatever the threads and the runtime and however
+ * often the run was stopped; without calibration also whatever the backend.
  *
  * @throws {CheckpointError | FormatError} when the input is incomplete, broken or quantized already
  * @throws {WeightsError} when weights are NaN, infinite or too large; nothing is left behind

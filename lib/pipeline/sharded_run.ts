@@ -1,4 +1,4 @@
-/** A part of a checkpoint that one of several tasks quantizes: which tensors, and what can be divided at all. */
+/** A part of a checkpoint that one of several tasks quantizes: which tensors, and what divides at all. */
 import { join } from "node:path";
 import { candidateCount } from "../solve/candidates.ts";
 import { calibrationSource } from "../calibration/source.ts";
@@ -32,8 +32,8 @@ export interface DividedPlan {
 }
 
 /**
- * Divides a plan by forecast cost. It depends on names, shapes and settings alone, so every task of an array comes to the
- * same division.
+ * Divides a plan by forecast cost. It depends on names, shapes and settings alone, so every task of an array
+ * comes to the same division.
  *
  * @example
  * ```ts

@@ -1,6 +1,6 @@
 /**
- * Memory of large arrays that is given back at once. An engine collects what nobody refers to only when it has grown
- * by about as much as it held.
+ * Memory of large arrays that is given back at once. An engine collects what nobody refers to only when it
+ * has grown by about as much as it held.
  */
 
 /** Gives the memory of arrays back: they are empty then, and so is every view of their buffers. */

@@ -1,4 +1,4 @@
-/** What a tensor of a plan costs by forecast, from names, shapes and settings alone: the same number on every machine. */
+/** What a tensor of a plan costs, from names, shapes and settings alone: the same on every machine. */
 import { chooseMoment } from "../calibration/moment_structure.ts";
 import type { ConfigInForce } from "../config/mod.ts";
 import { CALIBRATED_SOLVERS } from "../config/names.ts";
@@ -18,8 +18,8 @@ import { isRounded, weightSolver } from "./by_weights.ts";
 import { solverSettings } from "./candidates.ts";
 
 /**
- * Nominal seconds of pieces of work, on two cores of an ordinary server: only their relations matter. Bytes are read,
- * hashed and written; weights are packed and measured.
+ * Nominal seconds of pieces of work, on two cores of an ordinary server: only their relations matter. Bytes
+ * are read, hashed and written; weights are packed and measured.
  */
 const SECONDS = { byte: 2e-9, round: 4e-9, clip: 4e-8, multiplyAdd: 2.5e-11 } as const;
 

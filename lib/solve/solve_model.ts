@@ -1,8 +1,8 @@
 /**
  * Solving a whole model on calibration data, block by block: each layer is solved on the inputs that the
- * quantized layers before it produce, and targets the full-precision layer's outputs. Runs in full precision and
- * quantized go on side by side, from stage to stage. Memory beyond the model: the moments of one stage at a time,
- * and what the next stage reads.
+ * quantized layers before it produce, and targets the full-precision layer's outputs. Runs in full precision
+ * and quantized go on side by side, from stage to stage. Memory beyond the model: the moments of one stage at
+ * a time, and what the next stage reads.
  */
 import {
   correctedTarget,
@@ -55,8 +55,9 @@ export interface SolveOptions {
   /** Bits and groups of a layer by the name of its weight; undefined leaves the layer as it is. */
   readonly gridOf: (name: string) => WeightFormat | undefined;
   /**
-   * Names of the layers to solve among those that have bits and groups; all by default. The others still count where the
-   * structure of a moment is chosen, so that a layer's solution does not depend on which ones are left out.
+   * Names of the layers to solve among those that have bits and groups; all by default. The others still
+   * count where the structure of a moment is chosen, so that a layer's solution does not depend on which ones
+   * are left out.
    */
   readonly only?: ReadonlySet<string> | undefined;
   /**
@@ -171,7 +172,7 @@ class ModelSolver<Batch> {
   readonly #weights: Map<string, Matrix>;
   readonly #kept: KeptArrays;
   readonly #lost = new Workspace();
-  /** Where nothing but a layer is in memory: new pages for each take a tenth of the time of 4-bit feedback. */
+  /** For a layer alone in memory: new pages for each take a tenth of the time of 4-bit feedback. */
   readonly #scratch: Workspace | undefined;
   /** The runs whose inputs layers are solved on; undefined where the moments are known. */
   readonly #runs: StagedRuns<Batch> | undefined;
@@ -313,7 +314,8 @@ class ModelSolver<Batch> {
     const isOpen = (i: number) => !isLeftOut[i] && team.solved(layers[i]!.name) === undefined;
     const isOwn = layers.map((_, i) => team.solves(first + i) && isOpen(i)),
       known = new Map<string, SolvedLayer>();
-    // All tasks have a part of the sums; targets that are made of the inputs themselves are made by all as well.
+    // All tasks have a part of the sums; targets that are made of the inputs themselves are made by all as
+    // well.
     const gathered = awaited.length === 0
       ? undefined
       : await team.unlessSolved(awaited, () => this.#gather(stage, isOwn.includes(true)));
@@ -434,8 +436,8 @@ class ModelSolver<Batch> {
   }
 
   /**
-   * @param place where the layer is, what gathering its inputs took, the form that is wanted where that is not told by
-   *   its name, and whether more than the target is wanted, which a team's tasks make together
+   * @param place where the layer is, what gathering its inputs took, the form that is wanted where that is
+   *   not told by its name, and whether more than the target is wanted, which a team's tasks make together
    * @returns undefined for a layer with weights that are not finite, which is left out
    */
   async #solveLayer(

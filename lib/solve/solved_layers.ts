@@ -10,7 +10,7 @@ export interface SolvedLayer {
   /** Name of its weight. */
   readonly name: string;
   readonly tensor: PackedTensor;
-  /** Mean over inputs of ‖(W − Ŵ) x‖² / ‖W x‖², x of the quantized model, W the target; ‖W x‖² of at most 256 rows. */
+  /** Mean of ‖(W − Ŵ) x‖² / ‖W x‖², x of the quantized model, W the target; ‖W x‖² of 256 rows. */
   readonly relativeError: number;
   /** Error of the first quantization that was tried / that of the result. */
   readonly gain: number;

@@ -1,8 +1,8 @@
 /**
- * The corrected target of a layer of whose moment only the diagonal, or blocks on it, are known. What inputs and stream
- * lost before the layer is seen by all of its columns together, which those cannot tell: the equations of the whole
- * moment are solved by conjugate gradients, the products with it made from the inputs themselves, what is known as
- * preconditioner.
+ * The corrected target of a layer of whose moment only the diagonal, or blocks on it, are known. What inputs
+ * and stream lost before the layer is seen by all of its columns together, which those cannot tell: the
+ * equations of the whole moment are solved by conjugate gradients, the products with it made from the inputs
+ * themselves, what is known as preconditioner.
  */
 import type { Kernels } from "../native/mod.ts";
 import { giveBack } from "../quant/array_memory.ts";
@@ -41,7 +41,7 @@ export interface LayerInputs {
   lost(part: number): LostPart;
   /** Where a part lies in the pass; by default all are one chunk. */
   place?(part: number): PartPlace;
-  /** Sums over all tasks, rounded; by default these are all. @param pass number of the pass over the inputs */
+  /** Sums over all tasks, rounded; by default these alone. @param pass number of the pass over inputs */
   total?(sums: MomentSums, pass: number): Promise<Float32Array<ArrayBuffer>>;
   /** Called between parts, with the done share. */
   pause(share: number): Promise<void>;
@@ -57,8 +57,8 @@ export interface LayerToCorrect {
 }
 
 /**
- * `W + G M⁻¹`, G the mean of w (correction · W (x° − x) + residualCorrection · (r° − r)) xᵀ and M that of w x xᵀ,
- * damped; rows are independent. `correctedTarget` of lib/quant with a whole moment has the same limit.
+ * `W + G M⁻¹`, G the mean of w (correction · W (x° − x) + residualCorrection · (r° − r)) xᵀ and M that of w x
+ * xᵀ, damped; rows are independent. `correctedTarget` of lib/quant with a whole moment has the same limit.
  *
  * **Shapes** → `f32[rows, cols]`
  */

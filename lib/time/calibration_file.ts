@@ -83,7 +83,7 @@ const MAX_FILE_BYTES = 2 ** 42;
 /** Most that rounding takes from a sum of squares, as a part of it: 2⁻⁵³ for each of 2³³ samples. */
 const MAX_LOW_SHARE = 2 ** -20;
 
-/** Most by which sums of the same products differ, as a part of them: products of TF32 or bfloat16 are that rough. */
+/** Most by which sums of the same products differ, as a part: TF32 and bfloat16 are that rough. */
 const SUM_TOLERANCE = 1 / 16;
 /** Most that an input counts: masked positions count 1. */
 const MOST_WEIGHT = 2 ** 32;
@@ -199,7 +199,7 @@ export interface StatisticsExpectation {
   readonly groups?: TimeGroups | undefined;
   /** Whether the pass may be unfinished; default false. */
   readonly allowUnfinished?: boolean | undefined;
-  /** Second moments that are not kept are read and checked at once as well: what is wrong is known before work begins. */
+  /** Second moments that are not kept are read and checked at once as well, before work begins. */
   readonly checksAll?: boolean | undefined;
 }
 
@@ -634,7 +634,7 @@ function checkDiagonal(
   }
 }
 
-/** Sums of squares are not negative, and sums of products the same either way and at most as large as squares allow. */
+/** Sums of squares are not negative, sums of products symmetric and at most what squares allow. */
 function checkMoment(second: Moments, cols: number, tensor: string, malformed: Malformed): void {
   const most = new Float64Array(cols);
   for (let i = 0; i < cols; i++) {

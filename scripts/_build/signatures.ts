@@ -63,7 +63,7 @@ function declarationsOf(header: string): Map<string, Parameter[]> {
   return found;
 }
 
-/** Signatures of the functions that a header declares: name → kinds of its parameters, separated by spaces. */
+/** Signatures of a header's functions: name → kinds of its parameters, separated by spaces. */
 export function signaturesOf(header: string): Map<string, string> {
   return new Map(
     [...declarationsOf(header)].map(([name, list]) => [name, list.map(({ kind }) => kind).join(" ")]),
@@ -137,8 +137,8 @@ function sizeOf(name: string, array: string): string {
 }
 
 /**
- * A function of functions.ts: it checks numbers, and types and lengths of arrays, supplies instruction set and
- * threads, and looks at the status.
+ * A function of functions.ts: it checks numbers, and types and lengths of arrays, supplies instruction set
+ * and threads, and looks at the status.
  */
 function functionOf(name: string, list: readonly Parameter[]): string {
   const parameters: string[] = ["kernels: Kernels", "doing: Doing"],
@@ -155,7 +155,8 @@ function functionOf(name: string, list: readonly Parameter[]): string {
       given.push(kind === "usize" ? `own.size(${argument})` : argument);
     } else {
       parameters.push(`${argument}: ${element.toUpperCase()}`);
-      // the type of elements that are only known at run time stands behind the array, as `dtype` or `in_dtype`
+      // the type of elements that are only known at run time stands behind the array, as `dtype` or
+      // `in_dtype`
       const dtype = element === "any" ? `, ${names.slice(i).find((name) => /dtype$/i.test(name))}` : "";
       const check = argument === "order" ? "permutation" : element;
       given.push(`${check}(doing, "${argument}", ${argument}, ${sizeOf(name, argument)}${dtype})`);

@@ -1,4 +1,4 @@
-/** Text from strangers, such as names in checkpoints, as text in markup or on a terminal that hides nothing. */
+/** Text from strangers, such as names in checkpoints: never markup, and nothing in it is hidden. */
 
 export const ENTITIES: Readonly<Record<string, string>> = {
   "&": "&amp;",

@@ -1,4 +1,4 @@
-/** The report as one HTML page. Names from checkpoints and run folders are hostile: they never become markup. */
+/** The report as one HTML page. Names from checkpoints and run folders never become markup. */
 import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { dirname, join } from "node:path";

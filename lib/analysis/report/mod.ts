@@ -1,4 +1,4 @@
-/** A report of one or several runs: a single HTML page without further files or network, or text, or Markdown. */
+/** A report of one or several runs: one HTML page without files or network, or text, or Markdown. */
 export { reportHtml, type ReportOptions } from "./html.ts";
 export { reportMarkdown } from "./markdown.ts";
 export { reportText } from "./text.ts";

@@ -1,6 +1,6 @@
 /**
- * Trellis codes beside uniform ones at the same bits a weight: the whole pipeline with `solver: best` for several
- * seeds of the calibration, errors of layers and of the model on evaluation data as ratios.
+ * Trellis codes beside uniform ones at the same bits a weight: the whole pipeline with `solver: best` for
+ * several seeds of the calibration, errors of layers and of the model on evaluation data as ratios.
  */
 import { modelFrom } from "../../models/mod.ts";
 import { bootstrapMean, type Interval } from "../../eval/intervals.ts";

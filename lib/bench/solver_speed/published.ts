@@ -1,6 +1,6 @@
 /**
- * Forecasts of `best` for published models: those that `quantize.ts` prints before it begins, for checkpoints of the
- * same shapes without weights. What is forecast is not run.
+ * Forecasts of `best` for published models: those that `quantize.ts` prints before it begins, for checkpoints
+ * of the same shapes without weights. What is forecast is not run.
  */
 import { join } from "node:path";
 import { resolveConfig } from "../../config/mod.ts";

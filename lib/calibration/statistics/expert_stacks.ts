@@ -1,6 +1,7 @@
 /**
- * Statistics of experts whose matrices one tensor of three dimensions holds. Programs count what each expert reads under
- * the name that its matrix has where experts are apart; here that becomes the tensor's name with the expert's number.
+ * Statistics of experts whose matrices one tensor of three dimensions holds. Programs count what each expert
+ * reads under the name that its matrix has where experts are apart; here that becomes the tensor's name with
+ * the expert's number.
  */
 import type { LinearLayer } from "../../models/mod.ts";
 import type { DenseMatrix } from "../../models/layers/linear.ts";
@@ -35,7 +36,7 @@ export function expertLayer(layer: LinearLayer, expert: number): LinearLayer {
   return { name: expertName(name, expert), weights: weights as DenseMatrix, bias };
 }
 
-/** A layer's matrices of which there are statistics: itself, or those of its experts that have read anything. */
+/** A layer's matrices of which there are statistics: itself, or its experts that have read anything. */
 export function partsWith(statistics: CalibrationStatistics | undefined, layer: LinearLayer): LinearLayer[] {
   if (layer.experts === undefined) return [layer];
   return Array.from({ length: layer.experts }, (_, expert) => expertLayer(layer, expert))
@@ -65,8 +66,8 @@ interface ExpertPlaces {
 }
 
 /**
- * Finds a layer in the tensors of three dimensions: the matrix of one expert, or of all where the layer's name is that of
- * the tensor; undefined where there is none.
+ * Finds a layer in the tensors of three dimensions: the matrix of one expert, or of all where the layer's
+ * name is that of the tensor; undefined where there is none.
  */
 export function expertFinder({ tensors }: Checkpoint): (layer: string) => ExpertPlaces | undefined {
   const stacks = new Map<string, TensorInfo>();

@@ -10,7 +10,7 @@ import { closable, type Kernels, unchecked, type UncheckedKernels } from "../ker
 import { CUDA_SIGNATURES, SIGNATURES } from "../signatures.ts";
 import { kindsOf, type NativeBuffer, type NativeCalls, type ParameterKind } from "../symbols.ts";
 
-/** The header's `AQ_OK`, `AQ_E_MEMORY` and `AQ_E_UNSUPPORTED`, and the first status that is not the arguments'. */
+/** The header's `AQ_OK`, `AQ_E_MEMORY`, `AQ_E_UNSUPPORTED`, and the first status of the device. */
 const OK = 0, E_MEMORY = -101, E_UNSUPPORTED = -102, DEVICE_STATUS = -100;
 
 /** Why the CPU does a call. */
@@ -90,9 +90,9 @@ function onHost(name: string, arrays: DeviceArrays, call: Call): Call {
 }
 
 /**
- * `base` with the work that the first device of `cuda` can do done there. Closing it closes both. A call whose data
- * is at fault returns the CPU's status. A call for which the device has no room, or no kernel of its sizes, is the CPU's,
- * and `onMessage` is told so, once for each function and reason.
+ * `base` with the work that the first device of `cuda` can do done there. Closing it closes both. A call
+ * whose data is at fault returns the CPU's status. A call for which the device has no room, or no kernel of
+ * its sizes, is the CPU's, and `onMessage` is told so, once for each function and reason.
  *
  * @throws {KernelError} when the device cannot be used; in a call, when it fails
  */

@@ -34,11 +34,11 @@ const BUDGET_GRIDS = 24;
 /** Held-out parts that a budget measures a layer on. */
 const PROBE_PARTS = 2;
 /**
- * Bytes of a sum while it is gathered: in double, and of a chunk or rounded; where tasks add theirs up, in double as the
- * total, as a file and as what is read from it.
+ * Bytes of a sum while it is gathered: in double, and of a chunk or rounded; where tasks add theirs up, in
+ * double as the total, as a file and as what is read from it.
  */
 const SUM_BYTES = 12, SHARED_SUM_BYTES = 24;
-/** Bytes of a weight of the layer that is solved, in its forms: as float32, as target and in steps to it, as codes. */
+/** Bytes of a weight of the layer that is solved: as float32, as target and in steps to it, as codes. */
 const LAYER_BYTES = 20;
 /** Copies of what layers read, for each run, in those of {@linkcode TimedWork.copying}. */
 const COPIES = 0.75;
@@ -64,7 +64,7 @@ interface SolvedStage {
 const rowsOf = ({ weights: { rows }, experts = 1 }: LinearLayer): number[] =>
   Array.from({ length: experts }, () => rows / experts);
 
-/** Factors of a moment in the order of its columns, beside that in the order of its diagonal: trellis codes need one. */
+/** Factors of a moment in the order of its columns, beside its diagonal's: trellis codes need one. */
 const ownOrders = (forms: readonly WeightFormat[]): number =>
   forms.some(({ codes }) => codes === "trellis") ? 1 : 0;
 

@@ -1,6 +1,6 @@
 /**
- * Time of a run's work on this machine, from a little of the same work done on the spot: a block run on a sample,
- * moments gathered, factored and solved on, weights packed and hashed.
+ * Time of a run's work on this machine, from a little of the same work done on the spot: a block run on a
+ * sample, moments gathered, factored and solved on, weights packed and hashed.
  */
 import { createHash } from "node:crypto";
 import type { CalibrationPart } from "../../calibration/mod.ts";
@@ -21,9 +21,9 @@ import type { SolverSettings } from "../../quant/solvers/settings.ts";
 import type { Checkpoint } from "../../tensor/mod.ts";
 import { tokenKl } from "../../thermo/masked_transition.ts";
 
-/** Most columns, rows and inputs of a layer that is solved to be timed: wider ones take as many times longer. */
+/** Most columns, rows and inputs of a layer that is timed: wider ones take as many times longer. */
 const PROBE = { cols: 2048, rows: 384, manyRows: 768, tokens: 1024 };
-/** Weights whose trellis codes are searched for: rows for each thread, which has them in the lanes of its vectors. */
+/** Weights whose trellis codes are searched for: rows for each thread, the lanes of its vectors. */
 const TRELLIS = { rowsOfThread: 32, cols: 512 };
 /** Most multiply-adds, roughly, of a block that is run to be timed. */
 const BLOCK_MULTIPLY_ADDS = 2e10;
@@ -40,7 +40,7 @@ const COPIED_ELEMENTS = 2 ** 18;
 /** Rows and columns of logits that are compared to be timed. */
 const LOGITS = { rows: 4, cols: 8192 };
 
-/** Seconds that a function takes: of what is short the median of further times, the first has compiling in it. */
+/** Seconds of a function: of what is short the median of further times, the first has compiling in it. */
 function secondsOf(run: () => unknown): number {
   const once = () => {
     const begin = performance.now();

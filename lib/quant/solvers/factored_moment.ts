@@ -16,9 +16,9 @@ import { diagonalOf, type InputMoments, MAX_MOMENT_COLS, type MomentBlock, momen
 import { type Correction, DEFAULT_DAMPING } from "./settings.ts";
 
 /**
- * The second moment of a layer's inputs, damped, ordered and factored: all of it, or the blocks on its diagonal one
- * after the other (`momentBlocks`). Blocks know nothing of each other. Of a moment of which only the diagonal is known
- * the blocks have nothing beside it.
+ * The second moment of a layer's inputs, damped, ordered and factored: all of it, or the blocks on its
+ * diagonal one after the other (`momentBlocks`). Blocks know nothing of each other. Of a moment of which only
+ * the diagonal is known the blocks have nothing beside it.
  */
 export interface FactoredMoment {
   readonly cols: number;
@@ -81,8 +81,8 @@ export interface FactorOptions {
 /**
  * Damps, orders and factors the moment of a layer's inputs, each block by itself.
  *
- * Where a block is not positive definite its damping is raised tenfold until it is, and the result says so: codes
- * are never made from NaN. Columns that no input ever reached keep only the damping.
+ * Where a block is not positive definite its damping is raised tenfold until it is, and the result says so:
+ * codes are never made from NaN. Columns that no input ever reached keep only the damping.
  *
  * @throws {WeightsError} when the moment holds NaN or infinity, a negative diagonal, or stays indefinite
  *
@@ -149,8 +149,8 @@ export function factorMoments(
 }
 
 /**
- * Sums of blocks as solvers take them: of a diagonal alone blocks of {@linkcode DIAGONAL_BLOCK} columns are made, with
- * nothing beside it.
+ * Sums of blocks as solvers take them: of a diagonal alone blocks of {@linkcode DIAGONAL_BLOCK} columns are
+ * made, with nothing beside it.
  */
 export function solvable(
   sums: Float32Array<ArrayBuffer>,
@@ -263,8 +263,8 @@ export interface LossBefore {
 /**
  * The weights whose outputs on the inputs of the quantized model come nearest to the full-precision outputs
  * on full-precision inputs: `W + (correction · W · cross + residual) M⁻¹`, as in GPTAQ
- * (https://arxiv.org/abs/2504.02692), for each block of the moment; `residual` also corrects the stream that the
- * output is added to.
+ * (https://arxiv.org/abs/2504.02692), for each block of the moment; `residual` also corrects the stream that
+ * the output is added to.
  *
  * **Shapes** → `f32[rows, cols]`
  *

@@ -1,7 +1,8 @@
 /**
- * Sums of products over many inputs that do not depend on how these are divided among tasks: chunks of the same samples
- * everywhere, float32 within a chunk and float64 from chunk to chunk. Chunks are float32 numbers, so that a sum in double
- * is exact unless they differ by a factor of 2²⁹, and what is left of it is rounded away.
+ * Sums of products over many inputs that do not depend on how these are divided among tasks: chunks of the
+ * same samples everywhere, float32 within a chunk and float64 from chunk to chunk. Chunks are float32
+ * numbers, so that a sum in double is exact unless they differ by a factor of 2²⁹, and what is left of it is
+ * rounded away.
  */
 import type { Kernels } from "../../native/mod.ts";
 import { momentElements } from "../../native/call_checks.ts";
@@ -38,7 +39,7 @@ export function pieceOf(
   return { x: of(x), y: of(y), weights: of(weights), tokens: (end - begin) * tokens / samples };
 }
 
-/** A part of a pass cut where chunks end. @param before samples in front of it @param chunk samples of a chunk */
+/** A part of a pass cut where chunks end. @param before samples before it @param chunk samples of one */
 export function* chunkPieces(before: number, samples: number, chunk = Infinity): Generator<ChunkPiece> {
   for (let begin = 0; begin < samples;) {
     const end = Math.min(samples, begin + chunk - (before + begin) % chunk);
@@ -68,8 +69,8 @@ export interface SumsShape {
 }
 
 /**
- * `totals += chunk`, `chunk = 0` of a matrix; of a symmetric one on and above the diagonal, from where kernels mirror it.
- * A separate function, so that the engine compiles it.
+ * `totals += chunk`, `chunk = 0` of a matrix; of a symmetric one on and above the diagonal, from where
+ * kernels mirror it. A separate function, so that the engine compiles it.
  */
 function addRows(
   totals: Float64Array,
@@ -97,8 +98,8 @@ export class MomentSums {
   readonly #form: string;
 
   /**
-   * @param totals `f64[momentElements(rows, cols, block)]`: what is known already; below the diagonals of symmetric sums
-   * it need not be
+   * @param totals `f64[momentElements(rows, cols, block)]`: what is known already; below the diagonals of
+   * symmetric sums it need not be
    */
   constructor(
     readonly shape: SumsShape,

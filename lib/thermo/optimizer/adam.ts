@@ -1,6 +1,6 @@
 /**
- * Adam's steps (Kingma & Ba, https://arxiv.org/abs/1412.6980). The parameters of all layers lie in one array, of which a
- * kernel call updates those of a layer, split over threads.
+ * Adam's steps (Kingma & Ba, https://arxiv.org/abs/1412.6980). The parameters of all layers lie in one array,
+ * of which a kernel call updates those of a layer, split over threads.
  */
 import { checkFloats } from "../../native/call.ts";
 import * as call from "../../native/functions.ts";
