@@ -71,10 +71,12 @@ export const searchMultiplyAdds = (bits: number): number => bits === 2 ? 16384 :
 
 /** Passes over a moment of blocks of so many columns, for each row, of solving for trellis codes. */
 export const trellisPasses = ({ rounds, refinesEach }: Steps, bits: number, block: number): number =>
-  (refinesEach ? TRELLIS_RATIOS.length : 1) * Math.max(1, rounds) * (searchMultiplyAdds(bits) / block + 5.5);
+  (refinesEach ? trellisRatios(bits).length : 1) * Math.max(1, rounds) *
+  (searchMultiplyAdds(bits) / block + 5.5);
 
 /** Parts of the weights' deviation that scales of trellis codes start from, the best one for most layers first. */
-export const TRELLIS_RATIOS: readonly number[] = [1.2, 1.05, 1.4];
+export const trellisRatios = (bits: number): readonly number[] =>
+  bits === 2 ? [1.2, 1.05, 1.4] : [1.1, 1.0, 1.25];
 
 /** Passes over the moment for a row: error feedback, the gradient and what a refit of whole rows needs, a round. */
 export const FEEDBACK_PASSES = 0.5, GRADIENT_PASSES = 1, ROUND_PASSES = 1;

@@ -20,7 +20,7 @@ import {
 } from "../packed/layout.ts";
 import { quantize, type WeightSolver } from "../quantize.ts";
 import type { Weights } from "../weights.ts";
-import { NO_STEPS, searchMultiplyAdds, type Steps, TRELLIS_RATIOS } from "./effort.ts";
+import { NO_STEPS, searchMultiplyAdds, type Steps, trellisRatios } from "./effort.ts";
 import { factorMoments, inOwnOrder, workspace } from "./factored_moment.ts";
 import { checkProblem, type MomentProblem } from "./problem.ts";
 import type { Solution } from "./settings.ts";
@@ -138,7 +138,9 @@ function settle(
  */
 export function solveTrellis(problem: MomentProblem, { refinesEach, rounds, refit }: Steps): Solution {
   const own = inOwnOrder(problem.kernels, problem.moment), passes = Math.max(1, rounds);
-  const ratios = refinesEach ? TRELLIS_RATIOS : TRELLIS_RATIOS.slice(0, 1), count = ratios.length * passes;
+  const all = trellisRatios(problem.bits),
+    ratios = refinesEach ? all : all.slice(0, 1),
+    count = ratios.length * passes;
   let best: Candidate | undefined, firstObjective = NaN, done = 0;
   const part = (share: number): MomentProblem => ({
     ...problem,
