@@ -120,7 +120,8 @@ export async function openCalibration(
         if (source === "self" && options.onDraft !== undefined) {
           const { selfCalibration: self } = config;
           const { samples: own, ...work } = await draftOwnSamples(loaded, self, seed, options.kept);
-          options.onDraft(await loadCalibration(loaded, { ...data, own }), work);
+          // Where a stopped run has made all of them, its forecast follows with the samples.
+          if (work.positions > 0) options.onDraft(await loadCalibration(loaded, { ...data, own }), work);
         }
         return shard === undefined
           ? await loadCalibration(loaded, data, options)
