@@ -39,6 +39,17 @@ export interface FactoredMoment {
   readonly tokens: number;
 }
 
+/** The smallest normal float32: some processors take a hundred cycles and more for each smaller one that they read. */
+const SMALLEST = 2 ** -126;
+
+/** Least diagonal of a moment beside which subnormal numbers are nothing. */
+const ORDINARY = 2 ** -60;
+
+/** Makes numbers of a moment that are subnormal 0. */
+function flush(values: Float32Array): void {
+  for (let k = 0; k < values.length; k++) if (Math.abs(values[k]!) < SMALLEST) values[k] = 0;
+}
+
 /** Damping is raised tenfold at most this often before a moment counts as broken. */
 const MAX_DAMPING_RAISES = 8;
 
@@ -130,6 +141,7 @@ export function factorMoments(
     if (value === 0) deadColumns++;
     power += value;
   }
+  if (power >= ORDINARY) flush(moment);
   // With inputs that were all 0 any codes do: plain rounding comes out of the unit moment.
   power = power === 0 ? 1 : power / cols;
   const order = Int32Array.from({ length: cols }, (_, k) => k);
@@ -220,6 +232,7 @@ function isFactored(
   const explain = (status: number) => status === E_VALUE ? indefinite : undefined;
   try {
     call.factorMoment(kernels, { doing, explain }, factor, cols, pivots, workspace(kernels, cols, 0));
+    flush(factor);
     return true;
   } catch (error) {
     if (error === indefinite) return false;
