@@ -10,7 +10,8 @@ import { runIn } from "./_runtimes.ts";
 const CALLS = process.env["ARROWQUANT_DOOR_CALLS"] ?? (isDeno ? "1" : "2");
 
 describe("every function of every door, called with wrong arguments", () => {
-  for (const [seed, backend] of ["native", "wasm"].entries()) {
+  // Arguments are checked before a backend is called, by code that is the same in both runtimes.
+  for (const [seed, backend] of (isDeno ? ["native"] : ["native", "wasm"]).entries()) {
     test(`${backend}: throws a typed error or succeeds, and touches nothing outside its arrays`, async () => {
       const folder = mkdtempSync(join(tmpdir(), "arrowquant-doors-"));
       try {
