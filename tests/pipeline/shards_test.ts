@@ -5,7 +5,15 @@ import { join } from "node:path";
 import { mergeFor, quantizeFor } from "../../lib/interop/mod.ts";
 import { openKernels } from "../../lib/native/mod.ts";
 import { MANIFEST_FILE, mergeCheckpoint } from "../../lib/pipeline/mod.ts";
-import { differences, gaussian, isDeno, matrix, rejection, workplace, writeTensors } from "../_checkpoints.ts";
+import {
+  differences,
+  gaussian,
+  isDeno,
+  matrix,
+  rejection,
+  workplace,
+  writeTensors,
+} from "../_checkpoints.ts";
 import { configOf, DIT, DREAM, type Options, pipelineRuns } from "./_runs.ts";
 
 const kernels = await openKernels();
