@@ -244,11 +244,22 @@ function openGguf(
  * @param doing what cannot be done with them, as "quantize"
  * @throws {CheckpointError} when they are recognised as others' or as no model
  */
-export function refuseForeign({ path, foreign }: Checkpoint, doing: string): void {
+export function refuseForeign({ path, foreign, tensors, files }: Checkpoint, doing: string): void {
   if (foreign === undefined) return;
-  throw new CheckpointError(`Cannot ${doing} ${quote(path)}: weights must be plain, got ${foreign}`, {
-    path,
-  });
+  const [tensor, place] = [...tensors].find(([name]) => isNamed(name, foreign)) ?? [];
+  const weights = place === undefined || files.length === 1
+    ? "weights"
+    : `weights in ${quote(basename(place.file.path))}`;
+  throw new CheckpointError(
+    `Cannot ${doing} ${quote(path)}: ${weights} must be plain, got ${foreign}`,
+    place === undefined ? { path } : { path: place.file.path, tensor: tensor! },
+  );
+}
+
+/** Whether a text has the name of a tensor, or of a part of its module's codes that are read as this one. */
+function isNamed(name: string, text: string): boolean {
+  const module = name.replace(/(?<=\.)weight$/, "");
+  return text.includes(quote(name)) || (module !== name && text.includes(quote(module).slice(0, -1)));
 }
 
 /** Language models by `model_type` and by the names of their classes; the first that fits counts. */

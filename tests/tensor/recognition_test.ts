@@ -1,5 +1,5 @@
 import { afterAll, expect, test } from "bun:test";
-import { mkdirSync, symlinkSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { CheckpointError, FormatError } from "../../lib/errors.ts";
 import { openCheckpoint, refuseForeign } from "../../lib/tensor/mod.ts";
@@ -67,6 +67,9 @@ test("weights of other quantizers are recognised by name", () => {
     const error = thrown(() => refuseForeign(checkpoint, "quantize"));
     expect(error).toBeInstanceOf(CheckpointError);
     expect(error.message).toMatch(/take the original|merge/);
+    const { tensor = "", path = "" } = error as CheckpointError;
+    expect([tensor.startsWith("model.layers.0.fc."), existsSync(path)]).toEqual([true, true]);
+    expect(path).toEndWith(".safetensors");
   }
 });
 
