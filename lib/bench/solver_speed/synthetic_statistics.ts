@@ -46,7 +46,7 @@ export function writeSyntheticStatistics(
   block: number,
 ): void {
   const tokens = TOKENS_PER_COLUMN * Math.max(...inputs.map(({ cols }) => cols));
-  const statistics = new CalibrationStatistics({
+  const statistics: CalibrationStatistics = new CalibrationStatistics({
     fingerprint: "",
     model: {
       name: "synthetic",
