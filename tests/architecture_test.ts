@@ -25,6 +25,8 @@ const FLOORS = [
 ];
 const MAX_FILES_PER_FOLDER = 16;
 const MAX_LINES_PER_FUNCTION = 80;
+/** As in deno.json. */
+const MAX_COLUMNS = 110;
 
 function filesBelow(folder: string): string[] {
   return readdirSync(join(ROOT, folder), { withFileTypes: true }).flatMap((entry) => {
@@ -110,6 +112,23 @@ function longFunctions(path: string): string[] {
 test("no function of lib and scripts has more than eighty lines", () => {
   const sources = [...library, ...filesBelow("scripts").filter((path) => path.endsWith(".ts"))];
   expect(sources.flatMap(longFunctions)).toEqual([]);
+});
+
+/** Lines of comments that are wider than the code may be; examples are code, and the formatter's. */
+function wideComments(path: string): string[] {
+  let isExample = false;
+  return sourceOf(path).split("\n").flatMap((line, i) => {
+    if (/^\s*\/\*\*/.test(line)) isExample = false;
+    if (/^\s*\* ```/.test(line)) isExample = !isExample;
+    const isWide = line.length > MAX_COLUMNS && /^\s*(?:\/\*\*|\*|\/\/)/.test(line) && !isExample;
+    return isWide ? [`${path}:${i + 1}: ${line.length} columns`] : [];
+  });
+}
+
+test("comments of lib and scripts are wrapped at the width of the code", () => {
+  const generated = /^lib\/native\/(?:functions|signatures|wasm_binary)\.ts$/;
+  const sources = ["mod.ts", ...library, ...filesBelow("scripts")].filter((path) => path.endsWith(".ts"));
+  expect(sources.filter((path) => !generated.test(path)).flatMap(wideComments)).toEqual([]);
 });
 
 test("what lib and scripts export, another file names", () => {

@@ -6,11 +6,11 @@ import type { SolverSettings } from "./settings.ts";
 export interface Steps extends Pick<SolverSettings, "ratios" | "refit" | "annealing"> {
   /** Ranges that are tried on all rows, of those that do best on a sample of them; Infinity: all of them. */
   readonly starts: number;
-  /** Whether every start is refined, or for each row only that with the lowest objective by error feedback. */
+  /** Whether every start is refined, or for each row the best one by error feedback. */
   readonly refinesEach: boolean;
   /** Times that scales and zero points are refitted and codes descend. */
   readonly rounds: number;
-  /** Times that a few groups do so in a round, before the next ones: next to nothing beside a pass over the moment. */
+  /** Times that a few groups do so in a round: next to nothing beside a pass over the moment. */
   readonly sweeps: number;
 }
 
@@ -23,7 +23,7 @@ const STEPS: Readonly<Record<Effort, Pick<Steps, "starts" | "refinesEach" | "rou
   high: { starts: Infinity, refinesEach: true, rounds: 4, sweeps: 1 },
 };
 
-/** Multiply-adds of a pass over the moment for all rows up to which a layer gets all steps: a second of work. */
+/** Multiply-adds of a pass over the moment up to which a layer gets all steps: a second of work. */
 const SMALL_LAYER = 2 ** 31;
 
 /** Shape of a layer and its moment. */
@@ -41,8 +41,8 @@ export function settingsFor(settings: SolverSettings, { rows, cols, block }: Lay
 }
 
 /**
- * Bits from which error feedback on the range that `clip` finds leaves little to refine: three rounds take 5 % off a
- * layer's error, other ranges nothing, at four to ten times the time (docs/solvers.md).
+ * Bits from which error feedback on the range that `clip` finds leaves little to refine: three rounds take 5
+ * % off a layer's error, other ranges nothing, at four to ten times the time (docs/solvers.md).
  */
 export const FINE_BITS = 4;
 
@@ -66,7 +66,7 @@ export const NO_STEPS: Steps = {
   annealing: 0,
 };
 
-/** Multiply-adds that take as long as a search for trellis codes takes for a weight, beside half a pass over the moment. */
+/** Multiply-adds in the time of a weight's search for trellis codes, beside half a pass. */
 export const searchMultiplyAdds = (bits: number): number => bits === 2 ? 16384 : 61440;
 
 /** Passes over a moment of blocks of so many columns, for each row, of solving for trellis codes. */
@@ -74,9 +74,9 @@ export const trellisPasses = ({ rounds, refinesEach }: Steps, bits: number, bloc
   (refinesEach ? trellisRatios(bits).length : 1) * Math.max(1, rounds) *
   (searchMultiplyAdds(bits) / block + 5.5);
 
-/** Parts of the weights' deviation that scales of trellis codes start from, the best one for most layers first. */
+/** Parts of the weights' deviation that scales of trellis codes start from, the best for most first. */
 export const trellisRatios = (bits: number): readonly number[] =>
   bits === 2 ? [1.2, 1.05, 1.4] : [1.1, 1.0, 1.25];
 
-/** Passes over the moment for a row: error feedback, the gradient and what a refit of whole rows needs, a round. */
+/** Passes over the moment for a row: error feedback, and a round's gradient and refit of whole rows. */
 export const FEEDBACK_PASSES = 0.5, GRADIENT_PASSES = 1, ROUND_PASSES = 1;

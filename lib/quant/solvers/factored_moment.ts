@@ -32,14 +32,14 @@ export interface FactoredMoment {
   readonly factor: Float32Array<ArrayBuffer>;
   /** `f32[cols]` */
   readonly pivots: Float32Array<ArrayBuffer>;
-  /** Part of the mean diagonal that was added, where most was: more than asked for where a block was indefinite. */
+  /** Part of the mean diagonal that was added: more than asked for where a block was indefinite. */
   readonly damping: number;
   /** Columns that were 0 in every input. */
   readonly deadColumns: number;
   readonly tokens: number;
 }
 
-/** The smallest normal float32: some processors take a hundred cycles and more for each smaller one that they read. */
+/** The smallest normal float32: of smaller ones each takes some processors a hundred cycles. */
 const SMALLEST = 2 ** -126;
 
 /** Least diagonal of a moment beside which subnormal numbers are nothing. */
@@ -389,7 +389,7 @@ export function sampleRows(matrix: Float32Array, cols: number, count: number): F
 /** Most rows of which {@linkcode typicalPower} takes all. */
 const POWER_ROWS = 256;
 
-/** {@linkcode outputPower}, of many rows by some of them: a report needs no more, and all take a pass over the moment. */
+/** {@linkcode outputPower}, of many rows by some of them: a report needs no more. */
 export function typicalPower(
   kernels: Kernels,
   w: Float32Array,

@@ -1,7 +1,7 @@
 /**
- * Solving for trellis codes: 2 or 3 bits whose level depends on the codes before them, found by a beam search whose
- * survivors each feed their own errors back. The codes are those of QTIP (https://arxiv.org/abs/2406.11235), which
- * feeds errors back between tiles of columns.
+ * Solving for trellis codes: 2 or 3 bits whose level depends on the codes before them, found by a beam search
+ * whose survivors each feed their own errors back. The codes are those of QTIP
+ * (https://arxiv.org/abs/2406.11235), which feeds errors back between tiles of columns.
  */
 import { WeightsError } from "../../errors.ts";
 import * as call from "../../native/functions.ts";
@@ -26,7 +26,7 @@ import { checkProblem, type MomentProblem } from "./problem.ts";
 import type { Solution } from "./settings.ts";
 import { type Candidate, inParts, keepBetterRows, total } from "./steps.ts";
 
-/** Deviation of numbers that a table's levels are made for, by bits, in their unit; with error feedback targets are wider. */
+/** Deviation of numbers that a table's levels are made for, by bits; feedback's targets are wider. */
 const TABLE_DEVIATIONS: Readonly<Record<number, number>> = { 2: 21.89 / 32, 3: 18.07 / 32 };
 
 /** Rounds of least squares and descent behind each search. */
@@ -133,8 +133,8 @@ function settle(
 }
 
 /**
- * Searches, fits scales and offsets and descends over codes, as often as the steps have rounds; each row keeps the
- * best of all passes and starts.
+ * Searches, fits scales and offsets and descends over codes, as often as the steps have rounds; each row
+ * keeps the best of all passes and starts.
  */
 export function solveTrellis(problem: MomentProblem, { refinesEach, rounds, refit }: Steps): Solution {
   const own = inOwnOrder(problem.kernels, problem.moment), passes = Math.max(1, rounds);
@@ -177,7 +177,7 @@ function packedTrellis(problem: MomentProblem, { codes, scale, zeroPoint }: Cand
   return tensor;
 }
 
-/** As `quantize`, for trellis codes as well: those are searched as if no input told anything about another. */
+/** As `quantize`, for trellis codes as well: those are searched as if inputs were independent. */
 export function quantizeByWeights(
   kernels: Kernels,
   weights: Weights,
