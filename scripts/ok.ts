@@ -168,7 +168,7 @@ function cudaChecks(work: string): string[][] {
     ["nvcc", ...flags, ...plan.linkFlags, ...objects, "-o", library],
     ...cudaTests(library),
     buildLibrary("--output", oracle),
-    ["nvcc", ...flags, "kernels/tests/cuda.cu", oracle, library, "-o", driver, "-lm"],
+    ["nvcc", ...flags, "kernels/tests/cuda.cu", oracle, library, "-o", driver, "-lm", "-ldl"],
     [driver, "1", "quick"],
   ];
 }

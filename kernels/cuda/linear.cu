@@ -1,6 +1,5 @@
 /* linear.cu: linear layers of full, packed and two-level weights. A single token has a warp a row, which reads every
- * weight once; more go through tensor cores: weights and tokens as parts in bfloat16, a slice of rows at a time.
- * Weights in bfloat16 are their own high part. */
+ * weight once; more go through tensor cores, where weights in bfloat16 are their own high part. */
 #include "tensor.h"
 
 struct weights_view {
@@ -86,7 +85,8 @@ struct weight_parts {
   }
 };
 
-static int32_t split_weights(const aq_stream_state *on, const weights_view &view, size_t row, const aq_parts &parts) {
+static int32_t split_weights(const aq_stream_state *on, const void *source, size_t row, const aq_parts &parts) {
+  const weights_view &view = *(const weights_view *)source;
   return aq_run_elements(on, weight_parts{view, row, parts}, parts.rows * (parts.stride / AQ_CHUNK));
 }
 
@@ -108,10 +108,6 @@ static __global__ void __launch_bounds__(AQ_BLOCK) one_token(weights_view view, 
   }
 }
 
-static __global__ void __launch_bounds__(AQ_BLOCK) set_rows(const float *bias, size_t tokens, size_t rows, float *out) {
-  for (size_t i = aq_thread(); i < tokens * rows; i += aq_all_threads()) out[i] = bias ? bias[i % rows] : 0.0f;
-}
-
 static int32_t linear(aq_stream_state *on, const weights_view &view, const float *x, size_t tokens, const float *bias,
                       float *out) {
   const size_t rows = view.layout.rows, cols = view.layout.cols;
@@ -119,32 +115,9 @@ static int32_t linear(aq_stream_state *on, const weights_view &view, const float
     aq_launch(on, one_token, aq_cuda_blocks(rows * 32, AQ_BLOCK), AQ_BLOCK, 0, view, x, bias, out);
     return aq_cuda_launched();
   }
-  weights_view input = {}; /* tokens are split as weights are */
-  input.layout = aq_layout_of(tokens, cols, 8, 0);
-  input.dense = x;
-  input.dtype = AQ_F32;
   const bool is_whole = view.dense && view.dtype == AQ_BF16 && cols % AQ_TENSOR_STEP == 0;
-  const size_t slice = is_whole ? rows : aq_tensor_slice(rows, cols), token_slice = aq_tensor_slice(tokens, cols);
-  aq_cutter cutter = {};
-  aq_parts weights = {(uint16_t *)view.dense, 0, rows, cols}, x_parts = aq_take_parts(&cutter, token_slice, cols);
-  if (!is_whole) weights = aq_take_parts(&cutter, slice, cols);
-  int32_t status = AQ_OK;
-  cutter = {(uint8_t *)aq_cuda_scratch(on, cutter.used, &status), 0};
-  if (status != AQ_OK) return status;
-  x_parts = aq_take_parts(&cutter, token_slice, cols);
-  if (!is_whole) weights = aq_take_parts(&cutter, slice, cols);
-  aq_launch(on, set_rows, aq_cuda_blocks(tokens * rows, AQ_BLOCK), AQ_BLOCK, 0, bias, tokens, rows, out);
-  for (size_t row = 0; row < rows && status == AQ_OK; row += slice) {
-    weights.rows = slice < rows - row ? slice : rows - row;
-    if (!is_whole) status = split_weights(on, view, row, weights);
-    for (size_t token = 0; token < tokens && status == AQ_OK; token += token_slice) {
-      x_parts.rows = token_slice < tokens - token ? token_slice : tokens - token;
-      status = split_weights(on, input, token, x_parts);
-      const aq_tensor_product p = {x_parts, weights, cols, out + token * rows + row, rows, false};
-      if (status == AQ_OK) status = aq_cuda_tensor_product(on, p);
-    }
-  }
-  return status;
+  return aq_cuda_tensor_linear(on, {rows, cols, is_whole ? (const uint16_t *)view.dense : 0, split_weights, &view}, x, tokens,
+                               bias, out);
 }
 
 /* What the functions below have in common: sizes, x, bias and out; `view` has its own parts. */

@@ -173,3 +173,52 @@ int32_t aq_cuda_split_columns(const aq_stream_state *on, const float *x, size_t 
                               const aq_parts &parts) {
   return aq_run_turned(on, column_parts{x, k, rows, weight, parts}, parts.stride, rows);
 }
+
+/* Linear layers ------------------------------------------------------------------------------------------ */
+
+static __global__ void __launch_bounds__(AQ_BLOCK) set_rows(const float *bias, size_t tokens, size_t rows, float *out) {
+  for (size_t i = aq_thread(); i < tokens * rows; i += aq_all_threads()) out[i] = bias ? bias[i % rows] : 0.0f;
+}
+
+/* The parts of x [tokens, cols]; element i is a chunk, padding behind the columns included. */
+struct token_parts {
+  const float *x;
+  size_t cols;
+  aq_parts parts;
+  __device__ void operator()(size_t i) const {
+    const size_t chunks = parts.stride / AQ_CHUNK, token = aq_quotient(i, chunks), begin = (i - token * chunks) * AQ_CHUNK;
+    const size_t n = begin < cols ? aq_smaller(AQ_CHUNK, cols - begin) : 0;
+    float values[AQ_CHUNK];
+    if (n > 0) aq_load_chunk(x, AQ_F32, token * cols + begin, n, values);
+    aq_split_chunk(values, n, parts, token, begin / AQ_CHUNK);
+  }
+};
+
+/* Both are parts a slice of rows at a time. */
+int32_t aq_cuda_tensor_linear(aq_stream_state *on, const aq_tensor_weights &weights, const float *x, size_t tokens,
+                              const float *bias, float *out) {
+  const size_t rows = weights.rows, cols = weights.cols;
+  const size_t slice = weights.whole ? rows : aq_tensor_slice(rows, cols), token_slice = aq_tensor_slice(tokens, cols);
+  aq_parts own = {(uint16_t *)weights.whole, 0, rows, cols}, x_parts = {};
+  const auto cut = [&](aq_cutter cutter) {
+    x_parts = aq_take_parts(&cutter, token_slice, cols);
+    if (!weights.whole) own = aq_take_parts(&cutter, slice, cols);
+    return cutter.used;
+  };
+  int32_t status = AQ_OK;
+  uint8_t *memory = (uint8_t *)aq_cuda_scratch(on, cut({}), &status);
+  if (status != AQ_OK) return status;
+  cut({memory, 0});
+  aq_launch(on, set_rows, aq_cuda_blocks(tokens * rows, AQ_BLOCK), AQ_BLOCK, 0, bias, tokens, rows, out);
+  for (size_t row = 0; row < rows && status == AQ_OK; row += slice) {
+    own.rows = slice < rows - row ? slice : rows - row;
+    if (!weights.whole) status = weights.split(on, weights.source, row, own);
+    for (size_t token = 0; token < tokens && status == AQ_OK; token += token_slice) {
+      x_parts.rows = token_slice < tokens - token ? token_slice : tokens - token;
+      status = aq_run_elements(on, token_parts{x + token * cols, cols, x_parts}, x_parts.rows * (x_parts.stride / AQ_CHUNK));
+      const aq_tensor_product p = {x_parts, own, cols, out + token * rows + row, rows, false};
+      if (status == AQ_OK) status = aq_cuda_tensor_product(on, p);
+    }
+  }
+  return status;
+}

@@ -51,6 +51,18 @@ int32_t aq_cuda_tensor_product(const aq_stream_state *on, const aq_tensor_produc
 int32_t aq_cuda_split_columns(const aq_stream_state *on, const float *x, size_t k, size_t rows, const float *weight,
                               const aq_parts &parts);
 
+/* Weights [rows, cols] of a linear layer. */
+struct aq_tensor_weights {
+  size_t rows, cols;
+  const uint16_t *whole; /* bfloat16 of whole steps of columns, read as they are; null: `split` makes parts of rows */
+  int32_t (*split)(const aq_stream_state *on, const void *source, size_t row, const aq_parts &parts);
+  const void *source;
+};
+
+/* Puts x [tokens, cols] times weights plus bias, null for none, -> out [tokens, rows] on the stream. */
+int32_t aq_cuda_tensor_linear(aq_stream_state *on, const aq_tensor_weights &weights, const float *x, size_t tokens,
+                              const float *bias, float *out);
+
 /* A number's high part is the nearest bfloat16, or the last finite one; the low part the nearest to the rest. */
 AQ_DEVICE void aq_split(float value, uint16_t *high, uint16_t *low) {
   const uint16_t nearest = aq_bfloat_from_float(value);

@@ -1,6 +1,6 @@
 /* trellis.cu: matrices of trellis codes: dequantizing, and products with float32 and 8-bit activations. The levels'
- * table lies in shared memory. */
-#include "context.h"
+ * table lies in shared memory. Float32 activations of many tokens go through tensor cores. */
+#include "tensor.h"
 
 #include "../arithmetic/trellis.h"
 
@@ -54,16 +54,37 @@ AQ_DEVICE void store_weight(float w, void *out, size_t at) {
     ((uint16_t *)out)[at] = DTYPE == AQ_F16 ? aq_half_from_float(w) : aq_bfloat_from_float(w);
 }
 
+AQ_DEVICE float weight_at(const aq_trellis &m, const int8_t *levels, size_t row, size_t col) {
+  const size_t group = group_of(m, row, col);
+  const int32_t level = level_of(m, levels, windows_of(m, row, col / 16), (int)(col % 16));
+  return aq_trellis_weight(level, aq_float_from_half(m.scale[group]), aq_float_from_half(m.offset[group]));
+}
+
 /* Threads side by side write weights side by side. */
 template <int DTYPE>
 static __global__ void dequantize(aq_trellis m, void *out) {
   const int8_t *levels = shared_levels(m.layout.bits);
   for (size_t at = aq_thread(); at < m.layout.rows * m.layout.cols; at += aq_all_threads()) {
-    const size_t row = aq_quotient(at, m.layout.cols), col = at - row * m.layout.cols, group = group_of(m, row, col);
-    const int32_t level = level_of(m, levels, windows_of(m, row, col / 16), (int)(col % 16));
-    store_weight<DTYPE>(
-        aq_trellis_weight(level, aq_float_from_half(m.scale[group]), aq_float_from_half(m.offset[group])), out, at);
+    const size_t row = aq_quotient(at, m.layout.cols);
+    store_weight<DTYPE>(weight_at(m, levels, row, at - row * m.layout.cols), out, at);
   }
+}
+
+/* The parts of rows from `row` on, zeros behind the columns. */
+static __global__ void split_rows(aq_trellis m, size_t row, aq_parts parts) {
+  const int8_t *levels = shared_levels(m.layout.bits);
+  for (size_t at = aq_thread(); at < parts.rows * parts.stride; at += aq_all_threads()) {
+    const size_t own = aq_quotient(at, parts.stride), col = at - own * parts.stride;
+    float value = 0.0f;
+    if (col < m.layout.cols) value = weight_at(m, levels, row + own, col);
+    aq_split(value, parts.high + at, parts.low + at);
+  }
+}
+
+static int32_t split_trellis(const aq_stream_state *on, const void *source, size_t row, const aq_parts &parts) {
+  const aq_trellis &m = *(const aq_trellis *)source;
+  aq_launch(on, split_rows, aq_cuda_blocks(parts.rows * parts.stride, AQ_BLOCK), AQ_BLOCK, 0, m, row, parts);
+  return aq_cuda_launched();
 }
 
 /* Products --------------------------------------------------------------------------------------------- */
@@ -215,7 +236,7 @@ int32_t aq_cuda_linear_trellis(aq_cuda_buffer x, size_t tokens, aq_cuda_buffer p
                                size_t group_size, aq_cuda_buffer out, aq_cuda_stream stream) {
   if (tokens == 0 || rows == 0) return AQ_OK;
   int32_t status;
-  const aq_stream_state *on = aq_cuda_use(stream, &status);
+  aq_stream_state *on = aq_cuda_use(stream, &status);
   if (!on) return status;
   aq_trellis m;
   status = product_of(packed, scale, offset, tokens, rows, cols, bits, group_size, on, &m);
@@ -223,6 +244,7 @@ int32_t aq_cuda_linear_trellis(aq_cuda_buffer x, size_t tokens, aq_cuda_buffer p
   const float *add = bias ? aq_cuda_view<float>(bias, rows, on, &status) : 0;
   float *to = aq_cuda_view<float>(out, tokens * rows, on, &status);
   if (status != AQ_OK) return status;
+  if (tokens > AQ_TOKENS && cols > 0) return aq_cuda_tensor_linear(on, {rows, cols, 0, split_trellis, &m}, from, tokens, add, to);
   aq_launch(on, multiply_floats, product_blocks(rows, tokens), AQ_BLOCK, 0, m, from, tokens, add, to);
   return aq_cuda_launched();
 }

@@ -99,7 +99,8 @@ AQ_API int32_t aq_cuda_dequantize_trellis(aq_cuda_buffer packed, aq_cuda_buffer 
                                           size_t cols, int32_t bits, size_t group_size, aq_cuda_buffer out,
                                           int32_t dtype, aq_cuda_stream stream);
 
-/* aq_linear_trellis; bias 0: none. Sums are rounded in another order than the CPU's, always the same one. */
+/* aq_linear_trellis; bias 0: none. Sums are rounded in another order than the CPU's, always the same one; those of more
+ * than eight tokens are made on tensor cores, as aq_cuda_linear's. */
 AQ_API int32_t aq_cuda_linear_trellis(aq_cuda_buffer x, size_t tokens, aq_cuda_buffer packed, aq_cuda_buffer scale,
                                       aq_cuda_buffer offset, aq_cuda_buffer bias, size_t rows, size_t cols, int32_t bits,
                                       size_t group_size, aq_cuda_buffer out, aq_cuda_stream stream);

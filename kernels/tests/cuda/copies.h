@@ -27,11 +27,17 @@ static void run_overlap(size_t floats, size_t rounds) {
   char where[80];
   snprintf(where, sizeof where, "%zu uploads of %zu floats", rounds, floats);
   const device_bytes input = on_device(std::vector<float>(floats)), out = on_device(std::vector<float>(floats * rounds));
-  std::vector<float> expected;
+  std::vector<float> expected, base = normal_values(floats, 1.0f);
+  const auto values_of = [&](size_t round) {
+    std::vector<float> values(floats);
+    std::rotate_copy(base.begin(), base.begin() + (ptrdiff_t)(round % floats), base.end(), values.begin());
+    for (float &value : values) value += (float)round;
+    return values;
+  };
   std::vector<device_bytes *> apart;
   std::vector<std::vector<float>> all;
   for (size_t i = 0; i < rounds; i++) {
-    std::vector<float> values = normal_values(floats, 1.0f);
+    std::vector<float> values = values_of(i);
     uint64_t part = 0;
     require(aq_cuda_upload(values.data(), floats * 4, input.handle, 0, stream), "upload");
     require(aq_cuda_part(out.handle, i * floats * 4, floats * 4, &part), "part");
@@ -40,7 +46,7 @@ static void run_overlap(size_t floats, size_t rounds) {
     for (float value : values) expected.push_back(value + value);
   }
   for (size_t i = 0; i < rounds; i++) {
-    all.push_back(normal_values(floats, 1.0f));
+    all.push_back(values_of(rounds + i));
     apart.push_back(new device_bytes(all[i].data(), floats * 4));
   }
   std::vector<float> actual(floats * rounds);

@@ -20,6 +20,8 @@ step() { # NAME SECONDS COMMAND...
 
 nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm --format=csv,noheader
 nvcc --version | tail -2
+toolkit=$(dirname "$(dirname "$(readlink -f "$(command -v nvcc)")")")
+export LD_LIBRARY_PATH=$toolkit/lib64:/usr/local/cuda/lib64:$LD_LIBRARY_PATH # cuBLAS, for comparison
 flags="-O3 -std=c++17 -cudart=static -fmad=false -arch=${ARCH:-native} -Xcompiler=-fPIC,-ffp-contract=off,-fvisibility=hidden"
 
 # The oracle alone: no instruction set beyond the compiler's default.
@@ -31,7 +33,7 @@ for source in $(find kernels/cuda -name '*.cu'); do
 done
 wait
 step "build the library" 200 nvcc $flags -shared -Xlinker=--exclude-libs=ALL "$work"/*.o -o "$work/libcuda_kernels.so" -ldl || exit 1
-step "build the driver" 200 nvcc $flags kernels/tests/cuda.cu "$work/liboracle.so" "$work/libcuda_kernels.so" -o "$work/driver" -lm || exit 1
+step "build the driver" 200 nvcc $flags kernels/tests/cuda.cu "$work/liboracle.so" "$work/libcuda_kernels.so" -o "$work/driver" -lm -ldl || exit 1
 
 step "driver" 60 "$work/driver" 1 quick
 step "timings" 60 "$work/driver" bench
