@@ -56,6 +56,8 @@ export type OwnSamples = OwnSequences | OwnTrajectories;
 /** Records where none are asked for, and what bounds the work of a large model. */
 export interface RecordBounds {
   readonly records: number;
+  /** Where the bound allows so many with all steps. */
+  readonly many: number;
   /** Multiplications with an addition. */
   readonly multiplyAdds: number;
   /** The fewest records and steps, whatever they cost. */
@@ -64,12 +66,14 @@ export interface RecordBounds {
 /** Ten seconds at 10¹¹ multiplications a second. */
 export const SEQUENCES: RecordBounds = {
   records: 256,
+  many: 512, // as many as samples to solve on: with half of them a calibration seed now and then does far worse
   multiplyAdds: 1e12,
   least: { records: 32, steps: 4 },
 };
 /** Each trajectory has samples at all times. */
 export const TRAJECTORIES: RecordBounds = {
   records: 128,
+  many: 128,
   multiplyAdds: 1e13,
   least: { records: 16, steps: 6 },
 };
@@ -99,8 +103,10 @@ export function withinBound(
 ): { readonly records: number; readonly steps: number } {
   const atMost = (count: number, most: number, least: number) =>
     Math.min(most, Math.max(least, Math.floor(usual.multiplyAdds / (count * cost))));
-  const own = steps ?? atMost(records ?? usual.records, STEPS, usual.least.steps);
-  return { steps: own, records: records ?? atMost(own, usual.records, usual.least.records) };
+  const isSmall = usual.many * (steps ?? STEPS) * cost <= usual.multiplyAdds;
+  const wanted = isSmall ? usual.many : usual.records;
+  const own = steps ?? atMost(records ?? wanted, STEPS, usual.least.steps);
+  return { steps: own, records: records ?? atMost(own, wanted, usual.least.records) };
 }
 
 /** Counts the steps of all batches, says how long they take, and lets a signal through. */

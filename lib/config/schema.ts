@@ -203,7 +203,7 @@ const ROWS: Rows = {
       "full-precision model",
   ),
   "self_calibration.records": key(orNull(integer(8, 4096)), null, { unit: "records" }).means(
-    "With `self`: sequences that a language model writes, or images that an image model draws; null is 256 or " +
+    "With `self`: sequences that a language model writes, or images that an image model draws; null is 512 or " +
       "128, or what bounded work allows",
   ),
   "self_calibration.tokens": key(integer(8, 2048), 128, { unit: "tokens" }).means(

@@ -50,6 +50,8 @@ describe("work within its bound", () => {
   const cost = (share: number) => SEQUENCES.multiplyAdds * share;
   const free = { records: null, steps: null };
   test("takes the usual numbers where they fit, then fewer steps, then fewer records", () => {
+    expect(withinBound(free, SEQUENCES, cost(1 / 512 / 32))).toEqual({ records: 512, steps: 32 });
+    expect(withinBound(free, SEQUENCES, cost(1 / 511 / 32))).toEqual({ records: 256, steps: 32 });
     expect(withinBound(free, SEQUENCES, cost(1 / 256 / 32))).toEqual({ records: 256, steps: 32 });
     expect(withinBound(free, SEQUENCES, cost(1 / 256 / 16))).toEqual({ records: 256, steps: 16 });
     expect(withinBound(free, SEQUENCES, cost(1 / 64 / 4))).toEqual({ records: 64, steps: 4 });
