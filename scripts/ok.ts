@@ -297,15 +297,16 @@ async function nativeSteps(work: string): Promise<Step[]> {
   const wasm = [[bun, "run", "scripts/build.ts", "--wasm", "--output", at("wasm_binary.ts")]];
   return [
     step("native library", [buildLibrary()], "cc"),
-    step("kernels under address and undefined-behaviour sanitizers", sanitized, "cc"),
-    step("NEON kernels under emulation", neon, cross, emulator),
+    // The longest first here, too: the last ones take half a minute each.
+    step("CUDA kernels on the host", cudaHostChecks(work, sanitize), "cc", "c++"),
+    step("CUDA", cudaChecks(work), "cc", "nvcc"),
     // Fetched, installed and imported as users do; what cannot be tried here it says.
     step("release", [[bun, "run", "scripts/release.ts", at("release")]], "cc"),
+    step("kernels under address and undefined-behaviour sanitizers", sanitized, "cc"),
+    step("NEON kernels under emulation", neon, cross, emulator),
     step("kernels built by clang", kernelChecks("clang", process.arch, at("clang"), ["3", "quick"]), "clang"),
     step("kernels against the oracle", libraryChecks(cc, at("library.so")), "cc"),
     step("WebAssembly builds", wasm, "clang", "wasm-ld"),
-    step("CUDA kernels on the host", cudaHostChecks(work, sanitize), "cc", "c++"),
-    step("CUDA", cudaChecks(work), "cc", "nvcc"),
   ];
 }
 

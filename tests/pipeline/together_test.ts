@@ -32,6 +32,15 @@ async function merged(input: string, parts: string): Promise<string> {
   return output;
 }
 
+/** What one task writes, made once for each input and configuration. */
+const wholes = new Map<string, Promise<string>>();
+function wholeOf(input: string, config: Record<string, unknown>): Promise<string> {
+  const key = JSON.stringify([input, config]), output = place.fresh();
+  const made = wholes.get(key) ?? quantizeTo(output, input, { config }).then(() => output);
+  wholes.set(key, made);
+  return made;
+}
+
 describe("shards that solve together write byte for byte what one task writes", () => {
   const cases: [string, string, Record<string, unknown>, number[]][] = [
     ["a language model", DREAM, BEST, [1, 3]],
@@ -46,8 +55,7 @@ describe("shards that solve together write byte for byte what one task writes", 
   ];
   for (const [name, input, config, counts] of cases) {
     test(name, async () => {
-      const whole = place.fresh();
-      await quantizeTo(whole, input, { config });
+      const whole = await wholeOf(input, config);
       for (const count of counts) {
         const parts = place.fresh();
         await Promise.all(together(input, parts, count, { config }));
@@ -62,8 +70,7 @@ describe("shards that solve together write byte for byte what one task writes", 
 });
 
 test("a task that is stopped and one that is lost go on where they were: same bytes", async () => {
-  const whole = place.fresh(), parts = place.fresh(), config = BEST;
-  await quantizeTo(whole, DREAM, { config });
+  const parts = place.fresh(), config = BEST, whole = await wholeOf(DREAM, config);
   // One stops in the middle, the other waits for it in vain.
   const stop = new AbortController();
   let layers = 0;
