@@ -329,7 +329,11 @@ function fromCorrelations(
   return second;
 }
 
-/** Second moments of a tensor, one after the other. @param isChecked whether its numbers were looked through before */
+/**
+ * Second moments of a tensor, one after the other.
+ *
+ * @param isChecked whether its numbers were looked through before
+ */
 function readMoments(
   file: SafetensorsFile,
   spec: TensorSpec,
