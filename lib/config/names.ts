@@ -2,7 +2,7 @@
 
 /**
  * How kernels are run. `cpu` prefers a native library and says so when it has to take WebAssembly; `native`
- * and `wasm` are one of them only. `cuda` is `cpu` with a GPU that quantizes, and an error without one;
+ * and `wasm` are one of them only. `cuda` is `cpu` with a GPU for most of the work, and an error without one;
  * `auto` is `cuda` where there is a GPU, else `cpu`.
  */
 export type BackendChoice = (typeof BACKENDS)[number];

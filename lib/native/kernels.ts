@@ -61,7 +61,7 @@ export const HOST_ARRAYS: ArrayPlaces = {
 export interface Kernels {
   /** What runs on the CPU. */
   readonly backend: "native" | "wasm";
-  /** One line about the GPU that quantizes; undefined where the CPU does. */
+  /** One line about the GPU; undefined where the CPU does all work. */
   readonly device?: string | undefined;
   readonly isa: InstructionSet;
   /** Threads of a call, 1 to 64; 1 with WebAssembly. No result depends on it. */

@@ -178,11 +178,32 @@ describe("backend", () => {
     using auto = await openKernels({ onMessage: (line) => lines.push(line) });
     expect(auto.device).toBe(undefined);
     expect(lines.filter((line) => /cuda/.test(line))).toEqual(
-      line === undefined ? [] : [`${line}; quantizing on the CPU`],
+      line === undefined ? [] : [`${line}; the CPU does the work`],
     );
     await expect(openKernels({ backend: "cuda" })).rejects.toThrow(
       /^Cannot use the backend "cuda": .*(no device|build\.ts --cuda|on Linux only).*; use the backend "cpu", or "auto"$/,
     );
+  });
+
+  test("a GPU without room is as good as none: auto takes the CPU and says why, cuda names the way out", async () => {
+    const line = COMPUTES ? await deviceLine() : undefined;
+    if (line === undefined) return;
+    if (!line.includes("emulator")) {
+      return console.log(`skipped: the memory of this is not to be had: ${line}`);
+    }
+    const place = workplace(), full = { AQ_EMULATED_BYTES: "0" };
+    try {
+      const [auto, cuda] = [[], ["--backend", "cuda"]].map((options) =>
+        run("quantize.ts", [join(MODELS, "dream-mini"), place.fresh(), "--solver", "round", ...options], full)
+      );
+      expect([auto!.code, cuda!.code]).toEqual([0, 5]);
+      expect(auto!.stdout + auto!.stderr).toContain(`${line}: out of memory; the CPU does the work\n`);
+      expect(cuda!.stderr).toContain(
+        `error: Cannot use the backend "cuda": ${line}: out of memory; use the backend "cpu", or "auto"\n`,
+      );
+    } finally {
+      place.remove();
+    }
   });
 
   test("a GPU's packed tensors are the CPU's, byte for byte, and so are its complaints", async () => {
@@ -331,12 +352,12 @@ describe("models on a GPU", () => {
     expect(evictions).toBe(0);
   });
 
-  test("packed codes are brought to the device once", async () => {
+  test("packed codes and their scales are brought to the device once", async () => {
     if (!COMPUTES || await deviceLine() === undefined) return;
     using gpu = await openKernels({ backend: "cuda" });
     const place = workplace(), { upload } = DeviceMemory.prototype, brought: ArrayBufferView[] = [];
     DeviceMemory.prototype.upload = function (data, ...rest) {
-      if (data instanceof Uint32Array) brought.push(data);
+      if (data instanceof Uint32Array || data instanceof Uint16Array) brought.push(data);
       upload.call(this, data, ...rest);
     };
     try {
@@ -346,7 +367,8 @@ describe("models on a GPU", () => {
       brought.length = 0;
       const model = loadDream(output, gpu), inputIds = Int32Array.from({ length: 8 }, (_, i) => i);
       for (let pass = 0; pass < 2; pass++) model.forward(inputIds, 1);
-      expect(brought.length).toBeGreaterThan(10);
+      expect(brought.filter((data) => data instanceof Uint32Array).length).toBeGreaterThan(10);
+      expect(brought.filter((data) => data instanceof Uint16Array).length).toBeGreaterThan(20);
       expect(new Set(brought).size).toBe(brought.length);
     } finally {
       DeviceMemory.prototype.upload = upload;

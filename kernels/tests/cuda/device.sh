@@ -11,7 +11,7 @@ step() { # NAME SECONDS COMMAND...
   [ "$left" -gt 5 ] || { echo "== $name: no time left"; failed=1; return 1; }
   [ "$limit" -lt "$left" ] || limit=$left
   echo "== $name"
-  timeout "$limit" "$@" 2>&1 | tail -n 60
+  timeout -k 5 "$limit" "$@" 2>&1 | tail -n 60
   status=${PIPESTATUS[0]}
   echo "-- $name: status $status, $((SECONDS - begin)) s"
   [ "$status" = 0 ] || failed=1
@@ -28,11 +28,18 @@ flags="-O3 -std=c++17 -cudart=static -fmad=false -arch=${ARCH:-native} -Xcompile
 sources=$(find kernels/cpu -name '*.c' ! -path '*/isa/*' ! -name 'avx*' ! -name 'neon*' ! -name 'simd128*')
 step "build the oracle" 120 cc -std=c11 -O2 -ffp-contract=off -fno-math-errno -fvisibility=hidden -fPIC -pthread -shared \
   $sources -o "$work/liboracle.so" -lm || exit 1
-for source in $(find kernels/cuda -name '*.cu'); do
-  nvcc $flags -c "$source" -o "$work/$(basename "$source" .cu).o" &
-done
-wait
-step "build the library" 200 nvcc $flags -shared -Xlinker=--exclude-libs=ALL "$work"/*.o -o "$work/libcuda_kernels.so" -ldl || exit 1
+compile_all() { # FOLDER FLAGS...
+  local folder=$1 each=()
+  shift
+  for source in $(find kernels/cuda -name '*.cu'); do
+    nvcc "$@" -c "$source" -o "$folder/$(basename "$source" .cu).o" &
+    each+=($!)
+  done
+  for process in "${each[@]}"; do wait "$process" || return 1; done
+}
+export -f compile_all
+step "compile the library" 200 bash -c 'compile_all "$@"' compile "$work" $flags || exit 1
+step "link the library" 60 nvcc $flags -shared -Xlinker=--exclude-libs=ALL "$work"/*.o -o "$work/libcuda_kernels.so" -ldl || exit 1
 step "build the driver" 200 nvcc $flags kernels/tests/cuda.cu "$work/liboracle.so" "$work/libcuda_kernels.so" -o "$work/driver" -lm -ldl || exit 1
 
 step "driver" 60 "$work/driver" 1 quick

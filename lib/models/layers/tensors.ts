@@ -4,7 +4,7 @@
  */
 import { CheckpointError } from "../../errors.ts";
 import type { Kernels } from "../../native/mod.ts";
-import { packedByteLength, packedRows } from "../../quant/packed/layout.ts";
+import { packedByteLength, packedRows, readArrays } from "../../quant/packed/layout.ts";
 import { convertFloats, dequantize, type PackedTensor } from "../../quant/mod.ts";
 import { type PackedLayer, packedLayers, readPackedTensor } from "../../quant/packed/checkpoint.ts";
 import { BYTES_PER_ELEMENT, type Checkpoint, type FloatDtype, isFloatDtype } from "../../tensor/mod.ts";
@@ -218,7 +218,7 @@ export class ModelTensors {
     const layer = this.#packed.get(name);
     if (layer !== undefined) {
       const packed = readPackedTensor(this.#checkpoint, layer);
-      this.#kernels.arrays.constant(packed.packed);
+      for (const array of readArrays(packed)) this.#kernels.arrays.constant(array);
       this.#bytes += packedByteLength(packed);
       return { name, weights: packed };
     }

@@ -97,10 +97,10 @@ export async function openCuda(options: OpenCudaOptions = {}): Promise<CudaKerne
 }
 
 /**
- * The CUDA library with a device to use.
+ * The CUDA library with a device that can be used.
  *
  * @param wanted whether it is an error that there is none
- * @returns undefined, where none is wanted, without a library and, with a line, without a device
+ * @returns undefined, where none is wanted, without a library and, with a line, without such a device
  * @throws {KernelError} when one is wanted and there is none, or the library does not open
  */
 export async function findDevice(
@@ -115,12 +115,20 @@ export async function findDevice(
     if (wanted) throw fail(reasonsOf(attempts));
     return undefined;
   }
-  const cuda = await openAt(path);
-  if (cuda.devices > 0) return cuda;
-  const reason = cuda.describe();
+  const cuda = await openAt(path), reason = reasonAgainst(cuda);
+  if (reason === undefined) return cuda;
   cuda.close();
   if (wanted) throw fail(reason);
-  onMessage(`${reason}; quantizing on the CPU`);
+  onMessage(`${reason}; the CPU does the work`);
+  return undefined;
+}
+
+/** Why nothing can run on the first device: there is none, it is full, or another program's alone. */
+function reasonAgainst(cuda: CudaKernels): string | undefined {
+  if (cuda.devices === 0) return cuda.describe();
+  const stream = new BigUint64Array(1), status = cuda.calls.aq_cuda_create_stream(0, stream);
+  if (status !== 0) return `${cuda.describe()}: ${describeCudaStatus(cuda, status)}`;
+  cuda.calls.aq_cuda_free_stream(stream[0]!);
   return undefined;
 }
 

@@ -192,9 +192,23 @@ export function packedByteLength(tensor: PackedTensor): number {
   return levelsOf(tensor).reduce((sum, array) => sum + array.byteLength, own);
 }
 
+/** Half floats that stand in bytes: the same view each time, so that copies on a device find it again. */
+const lines = new WeakMap<Uint8Array, Uint16Array<ArrayBuffer>>();
+function lineOf(bytes: Uint8Array<ArrayBuffer>): Uint16Array<ArrayBuffer> {
+  const line = lines.get(bytes) ?? halvesInBytes(bytes);
+  lines.set(bytes, line);
+  return line;
+}
+
 /** Scales and offsets of a tensor of trellis codes, the bits of half floats: `[rows, groups]` each. */
-export const linesOf = ({ subScale, subMin }: TwoLevelScales) =>
-  [halvesInBytes(subScale), halvesInBytes(subMin)] as const;
+export const linesOf = ({ subScale, subMin }: TwoLevelScales) => [lineOf(subScale), lineOf(subMin)] as const;
+
+/** The arrays that products with a packed matrix read. */
+export function readArrays(tensor: PackedTensor): readonly (Uint32Array | Uint16Array | Uint8Array)[] {
+  const { packed } = tensor;
+  if (tensor.scaleBits === undefined) return [packed, tensor.scale, tensor.zeroPoint ?? []].flat();
+  return [packed, ...(tensor.codes === "trellis" ? linesOf(tensor) : levelsOf(tensor))];
+}
 
 /** The half floats 1 and −1. */
 const ONE = 0x3c00, MINUS_ONE = 0xbc00;
