@@ -134,19 +134,23 @@ function countPart({ run }: CountedWork, share: number): CountedWork {
   return countRun({ ...run, calibrated: { ...calibrated, data: { ...data, fit } } as Solvable });
 }
 
+/** Weights that are held where layers are solved from statistics alone: each is read once, the next into its memory. */
+const READ_ONCE_BYTES = 2 ** 28;
+
 /**
  * Divides what is left beside the stages: first to states between stages, which are written and read at each
  * of them, then to weights, which are read once a block.
  *
  * @returns bytes that all of it takes
  */
-function divide(memory: MemoryShares, { weights }: CountedWork, stages: readonly RunStage[]): number {
+function divide(memory: MemoryShares, { weights, run }: CountedWork, stages: readonly RunStage[]): number {
   const fixed = RUNTIME_BYTES + Math.max(...stages.map(({ bytes }) => bytes));
   const states = Math.max(...stages.map(({ statesBytes }) => statesBytes));
   const room = memory.roomBytes - fixed, forStates = Math.min(states, Math.max(0, room - weights.leastBytes));
   // Where there is room for all of both, what is left is for states: nothing is written for a miscount.
   memory.statesBytes = Math.max(forStates, room - weights.bytes);
-  memory.held.limitBytes = Math.max(weights.leastBytes, room - forStates);
+  const most = run.calibrated.kind === "layers" ? READ_ONCE_BYTES : Infinity;
+  memory.held.limitBytes = Math.max(weights.leastBytes, Math.min(most, room - forStates));
   return fixed + forStates + Math.min(weights.bytes, memory.held.limitBytes);
 }
 
