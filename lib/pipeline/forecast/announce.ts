@@ -134,7 +134,7 @@ function countPart({ run }: CountedWork, share: number): CountedWork {
   return countRun({ ...run, calibrated: { ...calibrated, data: { ...data, fit } } as Solvable });
 }
 
-/** Weights held where layers are solved from statistics alone: each is read once, the next into its memory. */
+/** Weights held where layers are solved from statistics alone: each is read once. */
 const READ_ONCE_BYTES = 2 ** 28;
 
 /**
