@@ -6,8 +6,9 @@ import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { resolveConfig } from "../../lib/config/mod.ts";
 import { loadCalibration } from "../../lib/calibration/mod.ts";
+import { HeldWeights } from "../../lib/models/layers/held_weights.ts";
 import { refineDit } from "../../lib/models/backward/refine.ts";
-import { loadDit, loadDream, loadModel } from "../../lib/models/mod.ts";
+import { loadDit, loadDream, loadModel, modelFrom } from "../../lib/models/mod.ts";
 import { DeviceMemory } from "../../lib/native/cuda/memory.ts";
 import { DeviceArrays } from "../../lib/native/cuda/arrays.ts";
 import { type CudaKernels, describeCudaStatus, openCuda } from "../../lib/native/cuda/mod.ts";
@@ -18,6 +19,7 @@ import { type Kernels, openKernels } from "../../lib/native/mod.ts";
 import { unchecked } from "../../lib/native/kernels.ts";
 import { quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
 import { quantize } from "../../lib/quant/mod.ts";
+import { openCheckpoint } from "../../lib/tensor/mod.ts";
 import type { WeightFormat } from "../../lib/quant/packed/layout.ts";
 import { correctedTarget, factorMoments } from "../../lib/quant/solvers/factored_moment.ts";
 import { accumulateMoment, emptyMoments } from "../../lib/quant/solvers/moments.ts";
@@ -370,6 +372,37 @@ describe("models on a GPU", () => {
       expect(brought.filter((data) => data instanceof Uint32Array).length).toBeGreaterThan(10);
       expect(brought.filter((data) => data instanceof Uint16Array).length).toBeGreaterThan(20);
       expect(new Set(brought).size).toBe(brought.length);
+    } finally {
+      DeviceMemory.prototype.upload = upload;
+      place.remove();
+    }
+  });
+
+  test("weights that are held are brought once, and again where other ones took their memory", async () => {
+    if (!COMPUTES || await deviceLine() === undefined) return;
+    using gpu = await openKernels({ backend: "cuda" });
+    const place = workplace(), { upload } = DeviceMemory.prototype;
+    let brought = 0;
+    DeviceMemory.prototype.upload = function (data, ...rest) {
+      if (data instanceof Uint16Array) brought++;
+      upload.call(this, data, ...rest);
+    };
+    try {
+      using checkpoint = openCheckpoint(
+        store(place.fresh(), dreamCheckpoint({ ...SMALL_LANGUAGE, blocks: 2 }, "BF16")),
+      );
+      const inputIds = Int32Array.from({ length: 8 }, (_, i) => i);
+      const runs = [1e9, 0].map((limit) => {
+        const { model, kind } = modelFrom(checkpoint, gpu, { held: new HeldWeights(limit) });
+        if (kind !== "dream") throw new Error("expected a Dream model");
+        const logits = [1, 2].map(() => (brought = 0, model.forward(inputIds, 1).slice()));
+        return { logits, again: brought };
+      });
+      expect(runs[0]!.again).toBe(0);
+      expect(runs[1]!.again).toBeGreaterThan(14);
+      for (const { logits } of runs) {
+        for (const own of logits) expect(own).toEqual(runs[0]!.logits[0]!);
+      }
     } finally {
       DeviceMemory.prototype.upload = upload;
       place.remove();

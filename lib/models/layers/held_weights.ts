@@ -28,7 +28,10 @@ export class HeldWeights {
     return this.#bytesRead;
   }
 
-  /** A matrix's bytes, valid until another one is asked for. */
+  /**
+   * A matrix's bytes, valid until another one is asked for; the same view as long as they are held, and
+   * another one once memory is read into again.
+   */
   take(name: string, byteLength: number, read: ReadMatrix): Uint8Array<ArrayBuffer> {
     const known = this.#held.get(name);
     if (known !== undefined) {
@@ -37,7 +40,7 @@ export class HeldWeights {
       return known;
     }
     throwIfStopped();
-    const bytes = this.#room(byteLength) ?? new Uint8Array(byteLength);
+    const bytes = new Uint8Array(this.#room(byteLength)?.buffer ?? new ArrayBuffer(byteLength));
     read(bytes);
     this.#held.set(name, bytes);
     this.#bytes += byteLength;

@@ -20,6 +20,9 @@ const MAX_LISTED = 40;
 /** Sentences about single tensors that a message has: one wrong size in config.json makes one a layer. */
 const MAX_DETAILED = 8;
 
+/** Values of matrices in memory that is held: one view of each, which a device has one copy of. */
+const heldValues = new WeakMap<Uint8Array, DenseMatrix["data"]>();
+
 /** Elements that are converted at once. */
 const CONVERTED_ELEMENTS = 2 ** 20;
 
@@ -244,7 +247,7 @@ export class ModelTensors {
     this.#bytes += byteLength;
     const valuesOf = ({ buffer }: Uint8Array<ArrayBuffer>) =>
       dtype === "F32" ? new Float32Array(buffer) : new Uint16Array(buffer);
-    const held = this.#held;
+    const held = this.#held, { arrays } = this.#kernels;
     const convert = (target: Uint8Array<ArrayBuffer>) => this.#convert(name, dtype, target);
     if (held === undefined) {
       return { rows, cols, dtype, data: this.#kernels.arrays.constant(valuesOf(this.#convert(name, dtype))) };
@@ -254,7 +257,10 @@ export class ModelTensors {
       cols,
       dtype,
       get data() {
-        return valuesOf(held.take(name, byteLength, (target) => void convert(target)));
+        const bytes = held.take(name, byteLength, (target) => void convert(target));
+        const data = heldValues.get(bytes) ?? arrays.constant(valuesOf(bytes));
+        heldValues.set(bytes, data);
+        return data;
       },
     };
   }
