@@ -76,6 +76,40 @@ static void run_linear(size_t tokens, size_t rows, size_t cols, int32_t bits, si
   }
 }
 
+/* Codes whose groups have half floats of their own: a scale and what a code of 0 is. */
+static void run_offset_linear(size_t tokens, size_t rows, size_t cols, int32_t bits, size_t group_size) {
+  char where[120];
+  snprintf(where, sizeof where, "%zu tokens, %zu x %zu, %d bits, group %zu", tokens, rows, cols, bits, group_size);
+  uint64_t words = 0, groups = 0;
+  aq_packed_words(cols, bits, &words);
+  aq_group_count(cols, group_size, &groups);
+  const std::vector<float> x = normal_values(tokens * cols, 1.0f), w = normal_values(rows * cols, 1.0f);
+  std::vector<uint32_t> packed(rows * words);
+  std::vector<uint16_t> s(rows * groups), offset(rows * groups);
+  aq_quantize_round(w.data(), AQ_F32, rows, cols, bits, group_size, AQ_ZERO_POINT_OFFSET, packed.data(), s.data(), offset.data(),
+                    AQ_ISA_SCALAR, 1);
+  const size_t supers = (cols - 1) / 256 + 1;
+  const std::vector<uint16_t> one(rows * supers, 0x3c00), minus_one(rows * supers, 0xbc00);
+  const device_bytes own_x = on_device(x), own_packed = on_device(packed), own_s = on_device(s), own_offset = on_device(offset),
+                     own_one = on_device(one), own_minus_one = on_device(minus_one);
+  floats_out out(tokens * rows);
+  BOTH("linear, offsets",
+       aq_linear_two_level(x.data(), tokens, packed.data(), (const uint8_t *)s.data(), (const uint8_t *)offset.data(), one.data(),
+                           minus_one.data(), 0, rows, cols, bits, group_size, AQ_OFFSET_BITS, out.expected.data(), AQ_ISA_SCALAR, 1),
+       aq_cuda_linear_two_level(own_x.handle, tokens, own_packed.handle, own_s.handle, own_offset.handle, own_one.handle,
+                                own_minus_one.handle, 0, rows, cols, bits, group_size, AQ_OFFSET_BITS, out.own.handle, stream));
+  out.compare("linear, offsets", where, tokens > 1 ? LINEAR_TOLERANCE : FORWARD_TOLERANCE, sqrt((double)cols));
+}
+
+static void run_far_position(void) {
+  const std::vector<float> x = normal_values(2 * 8, 1.0f);
+  const std::vector<int32_t> positions = {3, INT32_MAX};
+  const device_bytes own_positions = on_device(positions);
+  floats_out turned(x);
+  expect_status("rotary", "a position beyond all", aq_cuda_rotary(turned.own.handle, own_positions.handle, 2, 1, 8, 1e4, stream),
+                aq_rotary(turned.expected.data(), positions.data(), 2, 1, 8, 1e4, AQ_ISA_SCALAR, 1));
+}
+
 static void run_rows_and_elements(size_t rows, size_t cols, bool weighted) {
   char where[80];
   snprintf(where, sizeof where, "%zu x %zu", rows, cols);
@@ -174,6 +208,13 @@ static void run_forward(void) {
     run_linear(tokens, 5, 130, 8, 256, true);
   }
   run_linear(70, 130, 96, 4, 32, true);
+  for (size_t tokens : {1, 5}) {
+    run_offset_linear(tokens, 1, 1, 4, 16);
+    run_offset_linear(tokens, 13, 67, 3, 16);
+    run_offset_linear(tokens, 9, 600, 2, 64);
+    run_offset_linear(tokens, 5, 130, 8, 128);
+  }
+  run_far_position();
   run_rows_and_elements(1, 1, true);
   run_rows_and_elements(3, 300, false);
   run_rows_and_elements(7, 64, true);
