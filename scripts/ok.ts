@@ -140,6 +140,7 @@ function cudaHostChecks(work: string, sanitize: readonly string[]): string[][] {
     ...cudaTests(library),
     [...base, "-O2", "-x", "c++", driver, ...asLibrary, library, "-o", plain, ...libraries],
     [plain, "1", "quick"],
+    [plain, "bench", "small"],
     [
       ...base,
       "-O1",
