@@ -143,10 +143,7 @@ export async function columnsOnThread(request: TableBytes, limits = DECODE_LIMIT
   let watch: ReturnType<typeof setInterval> | undefined;
   try {
     const answer = await new Promise<TableAnswer>((resolve, reject) => {
-      thread.on("message", resolve);
-      thread.on("error", (cause) => reject(tableFault(request, `it must be ${request.format}`, cause)));
-      thread.postMessage(request);
-      watch = setInterval(() => {
+      const look = () => {
         const grown = process.memoryUsage().rss - before;
         if (isLate()) {
           reject(
@@ -155,7 +152,14 @@ export async function columnsOnThread(request: TableBytes, limits = DECODE_LIMIT
         } else if (grown > most) {
           reject(tableFault(request, `it must take at most ${most} bytes of memory, got ${grown}`));
         }
-      }, WATCH_MILLISECONDS);
+      };
+      thread.on("message", (answer: TableAnswer) => {
+        look(); // what is over a limit is refused, also where it is there before the next look
+        resolve(answer);
+      });
+      thread.on("error", (cause) => reject(tableFault(request, `it must be ${request.format}`, cause)));
+      thread.postMessage(request);
+      watch = setInterval(look, WATCH_MILLISECONDS);
     });
     if ("columns" in answer) return answer.columns;
     throw new FormatError(answer.reason, { path: request.path });

@@ -13,7 +13,8 @@ AQ_INLINE level_table load_table(void) { return 0; }
 AQ_INLINE __m256i look_up(const int8_t *levels, const int more, __m256i at) {
   __m256i found[16];
 #pragma GCC unroll 16
-  for (int i = 0; i < 1 << more; i++) {
+  for (int i = 0; i < 16; i++) {
+    if (i >= 1 << more) break;
     const __m128i table = _mm_load_si128((const __m128i *)(const void *)(levels + 16 * i));
     found[i] = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), at);
   }
@@ -22,7 +23,10 @@ AQ_INLINE __m256i look_up(const int8_t *levels, const int more, __m256i at) {
     /* a byte is chosen by its highest bit; what other bytes shift into it are lower ones */
     const __m256i by = _mm256_slli_epi16(at, 3 - bit);
 #pragma GCC unroll 8
-    for (int i = 0; i < 1 << (more - 1 - bit); i++) found[i] = _mm256_blendv_epi8(found[2 * i], found[2 * i + 1], by);
+    for (int i = 0; i < 8; i++) {
+      if (i >= 1 << (more - 1 - bit)) break;
+      found[i] = _mm256_blendv_epi8(found[2 * i], found[2 * i + 1], by);
+    }
   }
   return found[0];
 }
