@@ -138,7 +138,7 @@ function measureShape(
       }
       return { result, seconds };
     };
-    // In memory before, as a run's sums are from its second chunk on: new pages of 1.4 GB take longer than the sums.
+    // In memory before, as sums of a run are from its second chunk on: new pages take longer than the sums.
     moments.second.fill(0);
     time(["moments"], () => accumulateMoment(kernels, x, undefined, undefined, tokens, moments.second));
     const { result: moment } = time(
