@@ -6,6 +6,8 @@
  *   metadata
  * - kohya and ComfyUI: `.lora_down.weight`, `.lora_up.weight`, `.alpha`
  * - older diffusers: `.lora.down.weight`, `_lora.down.weight`, `.lora_linear_layer.down.weight`
+ * - XLabs: `.processor.qkv_lora1.down.weight` and the like
+ * - whole differences: `.diff`, `.diff_b`, of LyCORIS' norms `.w_norm`, `.b_norm`
  */
 import { createHash } from "node:crypto";
 import { existsSync } from "node:fs";
@@ -62,10 +64,16 @@ const MAX_RANK = 2 ** 15;
 
 /** What stands behind a module's name; the name of a PEFT adapter may stand in between. */
 const PARTS: readonly (readonly [part: "up" | "down" | "alpha" | "bias" | "diff", pattern: RegExp])[] = [
-  ["down", /(?:\.lora_A(?:\.[\w-]+)?|\.lora_down|[._]lora\.down|\.lora_linear_layer\.down)\.weight$/],
-  ["up", /(?:\.lora_B(?:\.[\w-]+)?|\.lora_up|[._]lora\.up|\.lora_linear_layer\.up)\.weight$/],
-  ["bias", /(?:\.lora_B(?:\.[\w-]+)?\.bias|\.diff_b)$/],
-  ["diff", /\.diff$/],
+  [
+    "down",
+    /(?:\.lora_A(?:\.[\w-]+)?|\.lora_down|[._]lora\.down|(?<=_lora[12])\.down|\.lora_linear_layer\.down)\.weight$/,
+  ],
+  [
+    "up",
+    /(?:\.lora_B(?:\.[\w-]+)?|\.lora_up|[._]lora\.up|(?<=_lora[12])\.up|\.lora_linear_layer\.up)\.weight$/,
+  ],
+  ["bias", /(?:\.lora_B(?:\.[\w-]+)?\.bias|\.diff_b|\.b_norm)$/],
+  ["diff", /\.(?:diff|w_norm)$/],
   ["alpha", /(?:[._]lora)?\.alpha$/],
 ];
 /** Parts that make another thing than a LoRA of a module. */

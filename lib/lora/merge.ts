@@ -33,6 +33,8 @@ export interface LoraReport {
   readonly tensors: number;
   /** Modules without a place in the model. */
   readonly unmatched: readonly string[];
+  /** Modules for rows that smaller ones of the same file are for: a trainer's copies in another layout. */
+  readonly repeated: readonly string[];
   /** Modules of a pipeline's text encoders, which are other models. */
   readonly textEncoders: number;
   /** Entries that are no part of a LoRA. */
@@ -90,10 +92,23 @@ function matched(
   additions: Map<string, Addition[]>,
 ): LoraReport {
   checkNoWhole(checkpoint, adapter);
-  const unmatched: string[] = [], changed = new Set<string>();
+  const unmatched: string[] = [], repeated: string[] = [], changed = new Set<string>();
+  const known: RowPlace[] = [];
   let merged = 0, textEncoders = 0;
-  for (const module of adapter.modules) {
-    const places = find(module.name), isEncoder = places.length === 0 && isOfTextEncoder(module.name);
+  const found = adapter.modules.map((module) => ({ module, places: find(module.name) }));
+  const rowsOf = (places: readonly RowPlace[]) => places.reduce((sum, { rows }) => sum + rows, 0);
+  found.sort((one, other) => rowsOf(one.places) - rowsOf(other.places)); // parts before what is fused of them
+  for (const { module, places } of found) {
+    const isEncoder = places.length === 0 && isOfTextEncoder(module.name);
+    if (module.down !== undefined) {
+      const covered = coveredRows(places, known);
+      if (covered > 0 && covered < rowsOf(places)) throw doubled(adapter, module, places[0]!.tensor);
+      if (covered > 0) {
+        repeated.push(module.name);
+        continue;
+      }
+      known.push(...places);
+    }
     const added = places.length === 0 ? [] : additionsOf(checkpoint, adapter, module, places);
     for (const addition of added) {
       const name = tensorOf(addition);
@@ -128,11 +143,27 @@ function matched(
     merged,
     tensors: changed.size,
     unmatched,
+    repeated,
     textEncoders,
     others,
     lacksAlpha,
   };
 }
+
+/** Rows of some places that are also those of others. */
+function coveredRows(places: readonly RowPlace[], known: readonly RowPlace[]): number {
+  return places.reduce((sum, { tensor, row, rows }) =>
+    known.reduce((own, other) => {
+      const shared = Math.min(row + rows, other.row + other.rows) - Math.max(row, other.row);
+      return other.tensor === tensor ? own + Math.max(0, shared) : own;
+    }, sum), 0);
+}
+
+const doubled = ({ path }: Adapter, { name }: LoraModule, tensor: string) =>
+  new CheckpointError(
+    `Cannot merge ${quote(path)}: rows of ${quote(tensor)} must have one module, got ${quote(name)} and another`,
+    { path, tensor: name },
+  );
 
 /** @throws {CheckpointError} when a file has whole weights, which take the place of the model's */
 function checkNoWhole({ tensors }: Checkpoint, { path, others }: Adapter): void {
@@ -295,7 +326,8 @@ function addRow({ up, down, rank, factor }: Loaded, row: number, cols: number, s
 /** What became of LoRAs, as events: one a file, and warnings of what was left out. */
 export function loraEvents(reports: readonly LoraReport[]): RunEvent[] {
   return reports.flatMap((report): RunEvent[] => {
-    const { path, scale, modules, merged, tensors, unmatched, textEncoders, others, lacksAlpha } = report;
+    const { path, scale, modules, merged, tensors, unmatched, repeated, textEncoders, others, lacksAlpha } =
+      report;
     const message = `LoRA ${
       quote(path)
     }, scale ${scale}: ${merged} of ${modules} modules merged into ${tensors} tensors`;
@@ -305,6 +337,11 @@ export function loraEvents(reports: readonly LoraReport[]): RunEvent[] {
         : []),
       ...(unmatched.length > 0
         ? [`${unmatched.length} modules have no place in the model: ${listing(unmatched)}`]
+        : []),
+      ...(repeated.length > 0
+        ? [
+          `${repeated.length} modules are for rows that others are for, too, and left out: ${listing(repeated)}`,
+        ]
         : []),
       ...(textEncoders > 0 ? [`${textEncoders} modules are of text encoders, which are other models`] : []),
       ...(others.length > 0 ? [`${others.length} entries are no part of a LoRA: ${listing(others)}`] : []),

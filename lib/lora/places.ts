@@ -1,7 +1,7 @@
 /**
  * Where the modules of a LoRA are in a checkpoint: by their own names, by names with other prefixes, with
- * underscores for dots as kohya's scripts write them, and by the names that the other layout of an image
- * model has, whose parts may be fused (`attn.qkv` for `to_q`, `to_k`, `to_v`).
+ * underscores for dots as kohya's scripts write them, by the names that the other layout of an image model
+ * has, whose parts may be fused (`attn.qkv` for `to_q`, `to_k`, `to_v`), and by XLabs' names for FLUX.
  */
 import { imageModel, ownName, PREFIXES, tableOf } from "../names/image_names.ts";
 import { unetNames } from "../names/unet_names.ts";
@@ -18,7 +18,7 @@ export interface RowPlace {
 
 /** What libraries put in front of a module's name. */
 const IN_FRONT =
-  /^(?:base_model\.model\.|base_model_model_|lora_unet_|lora_transformer_|lycoris_|diffusion_model[._]|transformer[._]|unet[._]|model[._]|net[._])/;
+  /^(?:base_model\.model\.|base_model_model_|lora_unet__?|lora_transformer_|lycoris_|diffusion_model[._]|transformer[._]|unet[._]|model[._]|net[._])/;
 /** Modules of a pipeline's text encoders. */
 const OF_TEXT_ENCODERS =
   /^(?:lora_te\d?_|lora_prior_te_|text_encoders?(?:_\d)?\.|text_model\.|conditioner\.)/;
@@ -59,7 +59,7 @@ export function moduleFinder({ tensors }: Checkpoint): (module: string) => reado
     }
   }
   addOtherLayout(other, weights, [...tensors.keys()]);
-  return (module) => {
+  const find = (module: string): readonly RowPlace[] => {
     let name = module;
     for (let i = 0; i <= MOST_PREFIXES; i++) {
       for (const ending of ["", "_0"]) { // to_out, which became to_out.0
@@ -74,6 +74,39 @@ export function moduleFinder({ tensors }: Checkpoint): (module: string) => reado
     }
     return [];
   };
+  return (module) => {
+    const found = find(module);
+    return found.length > 0 ? found : behindOneAnother(namesOfXlabs(module).map(find));
+  };
+}
+
+/** Places of what follows one another in a module's rows; none where one part has no place. */
+function behindOneAnother(parts: readonly (readonly RowPlace[])[]): readonly RowPlace[] {
+  if (parts.some(({ length }) => length === 0)) return [];
+  let from = 0;
+  return parts.flatMap((places) => {
+    const begin = from;
+    return places.map((place) => {
+      from += place.rows;
+      return { ...place, from: begin + place.from };
+    });
+  });
+}
+
+/** Diffusers' names of what a module of XLabs' LoRAs of FLUX changes: of its processors of attention. */
+function namesOfXlabs(module: string): string[] {
+  const [, kind, block, part, stream] =
+    /(?:^|\.)(double|single)_blocks\.(\d+)\.(qkv|proj)(?:_lora([12]))?$/.exec(module) ?? [];
+  if (kind === undefined || (kind === "double") === (stream === undefined)) return [];
+  const single = `single_transformer_blocks.${block}.`, attention = `transformer_blocks.${block}.attn.`;
+  if (part === "proj") {
+    return [kind === "single" ? `${single}proj_out` : attention + (stream === "1" ? "to_out.0" : "to_add_out")];
+  }
+  return ["q", "k", "v"].map((each) =>
+    kind === "single"
+      ? `${single}attn.to_${each}`
+      : attention + (stream === "1" ? `to_${each}` : `add_${each}_proj`)
+  );
 }
 
 /** Adds the names that an image model has in its other layout. */

@@ -247,6 +247,7 @@ describe("spellings of a module", () => {
       "a.conv.diff_b": added,
       "attn.to_out.diff": difference,
       "attn.to_out.diff_b": lost, // the layer has no bias
+      "norm.w_norm": added,
     });
     {
       using checkpoint = openCheckpoint(model);
@@ -257,6 +258,10 @@ describe("spellings of a module", () => {
     expectClose(
       merged(model, [{ path, scale: 3 }], "a.conv.bias"),
       Float64Array.from(valuesOf(bias), (value, i) => value + 3 * valuesOf(added)[i]!),
+    );
+    expectClose(
+      merged(model, [{ path, scale: 2 }], "norm.weight"),
+      Float64Array.from(gaussian(4, 9), (value, i) => value + 2 * valuesOf(added)[i]!),
     );
     expectClose(
       merged(model, [{ path }], "attn.to_out.0.weight"),
@@ -342,6 +347,55 @@ describe("names of another layout", () => {
     };
     check("model.diffusion_model.double_blocks.0.img_attn.qkv.weight", k, D);
     check("model.diffusion_model.single_blocks.0.linear1.weight", mlp, 3 * D);
+  });
+
+  test("XLabs' names of FLUX's attention, in both layouts", () => {
+    // As diffusers converts them: qkv_lora of a single block has no rows of its feed-forward.
+    const image = pair(3 * D), single = pair(3 * D), path = loraFile({
+      "double_blocks.0.processor.qkv_lora1.down.weight": image.down,
+      "double_blocks.0.processor.qkv_lora1.up.weight": image.up,
+      "single_blocks.0.processor.qkv_lora.down.weight": single.down,
+      "single_blocks.0.processor.qkv_lora.up.weight": single.up,
+    });
+    const split = writeCheckpoint(place.fresh("flux"), diffusers, {});
+    for (const [i, part] of ["to_q", "to_k", "to_v"].entries()) {
+      for (const [block, { up, down }] of [["", image], ["single_", single]] as const) {
+        const name = `${block}transformer_blocks.0.attn.${part}.weight`;
+        expectClose(merged(split, [{ path }], name), product(diffusers[name]!, up, down, 1, i * D));
+      }
+    }
+    const fused = writeCheckpoint(place.fresh("flux"), own, {});
+    const linear1 = "model.diffusion_model.single_blocks.0.linear1.weight", weight = valuesOf(own[linear1]!);
+    const wanted = Float64Array.from(weight), begin = matrix(3 * D, D, weight.slice(0, 3 * D * D));
+    wanted.set(product(begin, single.up, single.down, 1));
+    expectClose(merged(fused, [{ path }], linear1), wanted);
+  });
+
+  test("copies of split modules in fused form are left out and told, half a copy is refused", () => {
+    const model = writeCheckpoint(place.fresh("flux"), diffusers, {});
+    const parts = ["to_q", "to_k", "to_v"], pairs = parts.map(() => pair(D)), fused = pair(3 * D);
+    const split = Object.fromEntries(parts.flatMap((part, i) => [
+      [`transformer_blocks.0.attn.${part}.lora_A.weight`, pairs[i]!.down],
+      [`transformer_blocks.0.attn.${part}.lora_B.weight`, pairs[i]!.up],
+    ]));
+    const both = {
+      "double_blocks.0.img_attn.qkv.lora_A.weight": fused.down,
+      "double_blocks.0.img_attn.qkv.lora_B.weight": fused.up,
+    };
+    const path = loraFile({ ...both, ...split }), name = "transformer_blocks.0.attn.to_k.weight";
+    expectClose(
+      merged(model, [{ path }], name),
+      product(diffusers[name]!, pairs[1]!.up, pairs[1]!.down, 1),
+    );
+    using checkpoint = openCheckpoint(model);
+    using result = mergeLoras(checkpoint, [{ path }]);
+    expect(loraEvents(result.reports).map(({ message }) => message)).toContainEqual(
+      expect.stringContaining('1 modules are for rows that others are for, too, and left out: "double_blocks'),
+    );
+    const half = Object.fromEntries(Object.entries(split).slice(0, 2));
+    expect(() => mergeLoras(checkpoint, [{ path: loraFile({ ...both, ...half }) }])).toThrow(
+      /rows of "transformer_blocks\.0\.attn\.to_q\.weight" must have one module, got "double_blocks/,
+    );
   });
 
   test("SDXL in both spellings", () => {
