@@ -161,7 +161,9 @@ function coveredRows(places: readonly RowPlace[], known: readonly RowPlace[]): n
 
 const doubled = ({ path }: Adapter, { name }: LoraModule, tensor: string) =>
   new CheckpointError(
-    `Cannot merge ${quote(path)}: rows of ${quote(tensor)} must have one module, got ${quote(name)} and another`,
+    `Cannot merge ${quote(path)}: rows of ${quote(tensor)} must have one module, got ${
+      quote(name)
+    } and another`,
     { path, tensor: name },
   );
 
@@ -340,7 +342,9 @@ export function loraEvents(reports: readonly LoraReport[]): RunEvent[] {
         : []),
       ...(repeated.length > 0
         ? [
-          `${repeated.length} modules are for rows that others are for, too, and left out: ${listing(repeated)}`,
+          `${repeated.length} modules are for rows that others are for, too, and left out: ${
+            listing(repeated)
+          }`,
         ]
         : []),
       ...(textEncoders > 0 ? [`${textEncoders} modules are of text encoders, which are other models`] : []),

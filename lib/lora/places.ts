@@ -100,7 +100,9 @@ function namesOfXlabs(module: string): string[] {
   if (kind === undefined || (kind === "double") === (stream === undefined)) return [];
   const single = `single_transformer_blocks.${block}.`, attention = `transformer_blocks.${block}.attn.`;
   if (part === "proj") {
-    return [kind === "single" ? `${single}proj_out` : attention + (stream === "1" ? "to_out.0" : "to_add_out")];
+    return [
+      kind === "single" ? `${single}proj_out` : attention + (stream === "1" ? "to_out.0" : "to_add_out"),
+    ];
   }
   return ["q", "k", "v"].map((each) =>
     kind === "single"

@@ -351,12 +351,14 @@ describe("names of another layout", () => {
 
   test("XLabs' names of FLUX's attention, in both layouts", () => {
     // As diffusers converts them: qkv_lora of a single block has no rows of its feed-forward.
-    const image = pair(3 * D), single = pair(3 * D), path = loraFile({
-      "double_blocks.0.processor.qkv_lora1.down.weight": image.down,
-      "double_blocks.0.processor.qkv_lora1.up.weight": image.up,
-      "single_blocks.0.processor.qkv_lora.down.weight": single.down,
-      "single_blocks.0.processor.qkv_lora.up.weight": single.up,
-    });
+    const image = pair(3 * D),
+      single = pair(3 * D),
+      path = loraFile({
+        "double_blocks.0.processor.qkv_lora1.down.weight": image.down,
+        "double_blocks.0.processor.qkv_lora1.up.weight": image.up,
+        "single_blocks.0.processor.qkv_lora.down.weight": single.down,
+        "single_blocks.0.processor.qkv_lora.up.weight": single.up,
+      });
     const split = writeCheckpoint(place.fresh("flux"), diffusers, {});
     for (const [i, part] of ["to_q", "to_k", "to_v"].entries()) {
       for (const [block, { up, down }] of [["", image], ["single_", single]] as const) {
@@ -390,7 +392,9 @@ describe("names of another layout", () => {
     using checkpoint = openCheckpoint(model);
     using result = mergeLoras(checkpoint, [{ path }]);
     expect(loraEvents(result.reports).map(({ message }) => message)).toContainEqual(
-      expect.stringContaining('1 modules are for rows that others are for, too, and left out: "double_blocks'),
+      expect.stringContaining(
+        '1 modules are for rows that others are for, too, and left out: "double_blocks',
+      ),
     );
     const half = Object.fromEntries(Object.entries(split).slice(0, 2));
     expect(() => mergeLoras(checkpoint, [{ path: loraFile({ ...both, ...half }) }])).toThrow(
