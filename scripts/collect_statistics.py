@@ -25,7 +25,8 @@ import sys
 import tempfile
 import uuid
 import weakref
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,13 @@ import torch
 FORMAT, VERSION = "arrowquant calibration statistics", "2"
 BINS = 2048
 """Bins of a histogram."""
+FUSED = {
+    "to_qkv": ("to_q", "to_k", "to_v"),
+    "to_kv": ("to_k", "to_v"),
+    "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj"),
+    "to_added_kv": ("add_k_proj", "add_v_proj"),
+}
+"""Layers that diffusers' fuse_qkv_projections() runs in place of others."""
 MODEL_SAMPLES = 8
 """Weights of each layer by which a model is told from another one."""
 FULL_BYTES = 4 * 2**30
@@ -280,7 +288,8 @@ class Collector:
         self.model, self.name = model, name or type(model).__name__
         self.source, self.synthetic = source, synthetic
         self.time_of, self.mask_token, self.pad_token, self.shift = time, mask_token, pad_token, shift
-        self.signature = inspect.signature(model.forward)
+        inner = called_by(model)
+        self.signature = inspect.signature(inner.forward)
         self.has_time = mask_token is not None or time is not None or any(
             each in self.signature.parameters for each in TIME_NAMES
         )
@@ -290,21 +299,28 @@ class Collector:
         self.now, self.inputs, self.input_of = Now(), {}, {}
         self.recent: list[Input] = []
         self.samples, self.counted = {}, 0
+        if not 1 <= groups <= bins:
+            raise StatisticsError(f"groups must be 1 to bins, got {groups} of {bins}")
         self.device_bytes, self.scratch, self.held_bytes = device_bytes, scratch, 0
         self.positions: torch.Tensor | None = None
         self.times: object | None = None
         self.are_shares = True
+        adapters = {id(part) for module in inner.modules() for part in adapter_parts(module)}
+        named = [(clean(path), module) for path, module in inner.named_modules() if id(module) not in adapters]
+        linear = {f"{path}.weight": module for path, module in named if isinstance(module, torch.nn.Linear)}
+        self.linear = linear
+        self.parts = {name: parts for name in linear if (parts := parts_of(name, linear))}
+        self.adapted = {f"{path}.weight": module for path, module in named if hasattr(module, "get_delta_weight")}
         self.modules = {
-            f"{clean(path)}.weight": module
-            for path, module in model.named_modules()
-            if isinstance(module, torch.nn.Linear) and re.search(layers, clean(path))
+            name: module for name, module in linear.items()
+            if any(re.search(layers, each.removesuffix(".weight")) for each in self.parts.get(name, [name]))
         }
-        self.experts = {
-            clean(path): module
-            for path, module in model.named_modules()
-            if is_experts(module) and re.search(layers, clean(path))
+        self.experts = {path: module for path, module in named if is_experts(module) and re.search(layers, path)}
+        # A weight in codes has another shape.
+        self.shapes = {
+            part: [module.out_features, module.in_features]
+            for name in self.modules for part in self.parts.get(name, [name]) for module in [linear[part]]
         }
-        self.shapes = {name: list(module.weight.shape) for name, module in self.modules.items()}
         for path, module in self.experts.items():
             self.shapes.update({name: list(weight.shape) for name, weight in expert_weights(path, module)})
         if not self.shapes:
@@ -318,7 +334,7 @@ class Collector:
     def __enter__(self) -> Collector:
         self.handles.append(self.model.register_forward_pre_hook(self.begin, with_kwargs=True))
         for name, module in self.modules.items():
-            hook = lambda module, args, kwargs, name=name: self.see(name, module, (*args, *kwargs.values())[0])
+            hook = lambda module, args, kwargs, name=name: self.see_all(name, (*args, *kwargs.values())[0])
             self.handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
         for path, module in self.experts.items():
             hook = lambda module, args, kwargs, path=path: self.see_experts(path, module, *args, *kwargs.values())
@@ -335,8 +351,7 @@ class Collector:
         given = self.signature.bind_partial(*args, **kwargs).arguments
         given = {**given.get("kwargs", {}), **given}
         tokens = next((given[each] for each in TOKEN_NAMES if is_tokens(given.get(each))), None)
-        tensors = [each for each in given.values() if isinstance(each, torch.Tensor) and each.dim() > 1]
-        samples = len(tokens) if tokens is not None else tensors[0].shape[0] if tensors else 1
+        samples = len(tokens) if tokens is not None else samples_of(given.values())
         positions = {}
         for key in TEXT_MASKS:
             mask = given.get(key)
@@ -347,7 +362,10 @@ class Collector:
         if self.positions is not None:
             positions[tuple(self.positions.shape)] = self.positions
         times = self.times if self.times is not None else self.times_of(given, tokens)
-        values = torch.as_tensor(times).detach().reshape(-1).cpu().double().tolist() if self.has_time else [0.0]
+        times = torch.as_tensor(times if self.has_time else 0.0).detach().cpu().double()
+        if times.dim() > 1 and len(times) == samples:
+            times = times.reshape(samples, -1).amax(1)  # of tokens: given ones are at time 0
+        values = times.reshape(-1).tolist()
         if len(values) not in (1, samples):
             raise StatisticsError(f"{self.name}: times must be one, or one a sample ({samples}), got {len(values)}")
         groups = [self.group(each) for each in (values * samples if len(values) == 1 else values)]
@@ -401,11 +419,16 @@ class Collector:
         return [g * self.bins // self.groups for g in range(self.groups + 1)]
 
     @torch.no_grad()
+    def see_all(self, name: str, x: torch.Tensor) -> None:
+        """Before a layer runs, which may be several in one."""
+        for part in self.parts.get(name, [name]):
+            self.see(part, self.linear[part], x)
+
     def see(self, name: str, module: torch.nn.Linear, x: torch.Tensor) -> None:
-        """Before a layer runs: adds what it reads, unless another layer has just read the same."""
+        """Adds what a layer reads, unless another layer has just read the same."""
         own = self.input_of.get(name)
         if own is None:
-            self.samples[name] = sampled(module.weight)
+            self.samples[name] = sampled(merged_weight(module, self.adapted.get(name)), self.shapes[name])
             own = next((each for each in self.inputs.values() if each.last is not None and each.last.is_of(x)), None)
             if own is not None:
                 own.layers.append(name)
@@ -442,7 +465,7 @@ class Collector:
             for layers, values in ((names, own), ([last], module.act_fn(gate) * up)):
                 if layers[0] not in self.input_of:
                     for name in layers:
-                        self.samples[name] = sampled(dict(expert_weights(path, module, expert))[name])
+                        self.samples[name] = sampled(dict(expert_weights(path, module, expert))[name], self.shapes[name])
                     made = self.new_input(layers[0], values.shape[-1], x.device)
                     made.layers = list(layers)
                     self.input_of.update({name: made for name in layers})
@@ -505,6 +528,56 @@ def clean(path: str) -> str:
     return re.sub(r"(?:^|(?<=\.))(?:_orig_mod|base_layer|_fsdp_wrapped_module)(?:\.|$)", "", path).rstrip(".")
 
 
+def called_by(model: torch.nn.Module) -> torch.nn.Module:
+    """The model in wrappers that hand on what they are called with, as DataParallel and PEFT's do."""
+    while True:
+        kinds = {each.kind for each in inspect.signature(model.forward).parameters.values()}
+        children = list(model.children())
+        if len(children) != 1 or not kinds <= {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}:
+            return model
+        model = children[0]
+
+
+def adapter_parts(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """Modules that an adapter has put beside a layer, which are none of the model's."""
+    if isinstance(getattr(module, "base_layer", None), torch.nn.Module):
+        for name, child in module.named_children():
+            if name != "base_layer":
+                yield from child.modules()
+
+
+def parts_of(name: str, linear: dict[str, torch.nn.Linear]) -> list[str]:
+    """Layers in whose place one runs, where diffusers has fused them; the checkpoint has these."""
+    path, _, own = name.removesuffix(".weight").rpartition(".")
+    parts = [f"{path}.{part}.weight" for part in FUSED.get(own, ())]
+    return parts if all(part in linear for part in parts) else []
+
+
+def merged_weight(module: torch.nn.Linear, adapter: torch.nn.Module | None) -> torch.Tensor:
+    """A layer's weight with the LoRAs that run beside it, as a checkpoint has it into which they are merged."""
+    weight = module.weight
+    if adapter is None or adapter.merged or adapter.disable_adapters or not weight.is_floating_point():
+        return weight
+    deltas = [adapter.get_delta_weight(each) for each in adapter.active_adapters if each in adapter.scaling]
+    return sum(deltas, weight)
+
+
+def samples_of(values: Iterable[object]) -> int:
+    """Samples of a pass: the length of the first batch, a tensor or a list of them."""
+    for each in values:
+        if isinstance(each, torch.Tensor) and each.dim() > 1:
+            return each.shape[0]
+        if isinstance(each, (list, tuple)) and each and all(isinstance(part, torch.Tensor) for part in each):
+            return len(each)
+    return 1
+
+
+def eagerly() -> AbstractContextManager:
+    """No compiled code, which calls no hooks that come after it."""
+    stance = getattr(torch.compiler, "set_stance", None)
+    return nullcontext() if stance is None else stance("force_eager")
+
+
 def is_experts(module: torch.nn.Module) -> bool:
     """Whether a module holds experts as transformers does: rows of gate and up, and down, in one parameter each."""
     both, last = (getattr(module, name, None) for name in ("gate_up_proj", "down_proj"))
@@ -527,9 +600,9 @@ def is_tokens(value: object) -> bool:
     return isinstance(value, torch.Tensor) and value.dim() == 2 and value.dtype in (torch.long, torch.int)
 
 
-def sampled(weight: torch.Tensor) -> torch.Tensor | None:
+def sampled(weight: torch.Tensor, shape: list[int]) -> torch.Tensor | None:
     """Some weights, evenly spread from the first to the last; None where they are not plain numbers."""
-    if not weight.is_floating_point() or weight.is_meta or weight.dim() != 2:
+    if not weight.is_floating_point() or weight.is_meta or list(weight.shape) != shape:
         return None
     flat = weight.detach().reshape(-1)
     places = [i * (flat.numel() - 1) // (MODEL_SAMPLES - 1) for i in range(MODEL_SAMPLES)]
@@ -622,9 +695,16 @@ def collect(
         (each for key in ("transformer", "unet") if isinstance(each := getattr(model, key, None), torch.nn.Module)),
         None,
     )
+    second = getattr(model, "transformer_2", None)
+    if isinstance(second, torch.nn.Module) and second is not module:
+        warnings.warn("only pipe.transformer is collected: a block of its own collects pipe.transformer_2", stacklevel=3)
+    if isinstance(module, torch.nn.DataParallel) and len(module.device_ids) > 1:
+        raise StatisticsError(f"a model on one device is needed, got one on {len(module.device_ids)}: its .module")
     if module is None:
         raise StatisticsError(f"a model or a pipeline with a transformer or unet is needed, got {type(model).__name__}")
     path = Path(path)
+    if path.suffix != ".safetensors" or not path.resolve().parent.is_dir():
+        raise StatisticsError(f"a file named *.safetensors in a folder that is there is needed, got {path}")
     with tempfile.TemporaryDirectory(dir=path.resolve().parent, prefix=f".{path.name}.") as scratch:
         collector = Collector(
             module, name=name, source=source, synthetic=synthetic, layers=layers, moment=moment,
@@ -635,7 +715,10 @@ def collect(
         try:
             with collector_hooks(collector):
                 yield collector
-            collector.write(path)
+            try:
+                collector.write(path)
+            except OSError as error:
+                raise StatisticsError(f"{path} cannot be written: {error.strerror}") from error
         finally:
             collector.inputs.clear()
 
@@ -644,7 +727,8 @@ def collect(
 def collector_hooks(collector: Collector) -> Iterator[None]:
     try:
         collector.__enter__()
-        yield
+        with eagerly():
+            yield
     finally:
         collector.remove()
 

@@ -16,6 +16,8 @@ by_command FOLDER FILE  collects by the command over the prompts of FILE; prints
 experts FOLDER          a mixture of experts and its statistics; prints how many inputs each expert had
 pair FOLDER             whole.safetensors, blocks.safetensors and x.safetensors of two small layers
 mixed FOLDER            collects there under autocast; prints the difference from float64
+wrapped FOLDER          collects models that are compiled, wrapped, adapted or fused; prints what differs from plain ones
+batched FOLDER          batches in lists, and times by token; prints what differs from samples one by one
 interrupted FOLDER      collects there and is interrupted; prints what files are left
 
 Prints JSON.
@@ -378,6 +380,126 @@ def by_time(folder: str) -> dict[str, list[float]]:
     return counts
 
 
+class Adapted(torch.nn.Module):
+    """A layer with a LoRA beside it, as PEFT has it."""
+
+    merged = disable_adapters = False
+    active_adapters = ["default"]
+    scaling = {"default": 0.5}
+
+    def __init__(self, layer: torch.nn.Linear) -> None:
+        super().__init__()
+        self.base_layer = layer
+        self.lora_A = torch.nn.ModuleDict({"default": torch.nn.Linear(layer.in_features, 2, bias=False)})
+        self.lora_B = torch.nn.ModuleDict({"default": torch.nn.Linear(2, layer.out_features, bias=False)})
+
+    def get_delta_weight(self, adapter: str) -> torch.Tensor:
+        return self.scaling[adapter] * self.lora_B[adapter].weight @ self.lora_A[adapter].weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.base_layer(x) + 0.5 * self.lora_B["default"](self.lora_A["default"](x))
+
+
+class HandsOn(torch.nn.Module):
+    """A wrapper that hands on what it is called with, as DistributedDataParallel does."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args: object, **kwargs: object) -> object:
+        return self.module(*args, **kwargs)
+
+
+def adapted(model: torch.nn.Module) -> torch.nn.Module:
+    block = model.transformer_blocks[0].attn
+    block.to_k = Adapted(block.to_k)
+    return model
+
+
+def merged(model: torch.nn.Module) -> torch.nn.Module:
+    """The same model with the LoRA in its weight."""
+    layer = adapted(model).transformer_blocks[0].attn.to_k
+    factors = (layer.lora_B["default"].weight, layer.lora_A["default"].weight)
+    layer.base_layer.weight.data += (0.5 * factors[0].double() @ factors[1].double()).float()
+    model.transformer_blocks[0].attn.to_k = layer.base_layer
+    return model
+
+
+def in_place(model: torch.nn.Module) -> torch.nn.Module:
+    model.compile(backend="eager")
+    return model
+
+
+def by_blocks(model: torch.nn.Module) -> torch.nn.Module:
+    model.compile_repeated_blocks(backend="eager")
+    return model
+
+
+def fused(model: torch.nn.Module) -> torch.nn.Module:
+    model.fuse_qkv_projections()
+    return model
+
+
+def difference(one: Path, other: Path) -> list[str]:
+    """Entries of two files of statistics that are not nearly equal, and those that one of them alone has."""
+    mine, its = load_file(one), load_file(other)
+    close = lambda name: torch.allclose(mine[name].double(), its[name].double(), rtol=1e-4, atol=1e-4)
+    shared = mine.keys() & its.keys()
+    wrong = [name for name in shared if not name.endswith((".histogram", ".range")) and not close(name)]
+    return sorted([*wrong, *(mine.keys() ^ its.keys())])
+
+
+def wrapped(folder: str) -> dict[str, list[str]]:
+    """What differs from the statistics of the model as it is, of one that has run before, too."""
+    root, found = Path(folder), {}
+    plain = lambda model: model
+    compiled = lambda model: torch.compile(model, backend="eager")
+    kinds = dict(compiled=(compiled, plain), in_place=(in_place, plain), by_blocks=(by_blocks, plain),
+                 parallel=(torch.nn.DataParallel, plain), hands_on=(HandsOn, plain), fused=(fused, plain),
+                 adapted=(adapted, merged))
+    for name, makers in kinds.items():
+        for maker, file in zip(makers, (root / f"{name}.safetensors", root / "plain.safetensors")):
+            torch.manual_seed(9)
+            model, inputs = FAMILIES["flux"]()
+            run = maker(model.eval())
+            generator = torch.Generator().manual_seed(10)
+            with torch.no_grad():
+                run(**inputs(generator, 2, torch.tensor([0.8, 0.2])))
+                with collect(run, file):
+                    run(**inputs(generator, 2, torch.tensor([0.7, 0.3])))
+        found[name] = difference(root / f"{name}.safetensors", root / "plain.safetensors")
+    return found
+
+
+def batched(folder: str) -> dict[str, list[str]]:
+    """Batches of samples beside the same samples one by one."""
+    root, found = Path(folder), {}
+    torch.manual_seed(11)
+    z_image = diffusers.ZImageTransformer2DModel(
+        in_channels=4, dim=64, n_layers=1, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=64,
+        axes_dims=[8, 12, 12], axes_lens=[64, 64, 64]).eval()
+    # A list of samples; and a time for each token, 0 for those that are given, as Wan 2.2 has it.
+    lists = [dict(x=[torch.randn(4, 1, 8, 8)], t=torch.tensor([time]), cap_feats=[torch.randn(TEXT, 64)])
+             for time in (0.85, 0.15)]
+    wan, inputs = FAMILIES["wan"]()
+    generator = torch.Generator().manual_seed(12)
+    tokens = [dict(inputs(generator, 1, torch.ones(1)), timestep=(torch.arange(16) >= 4)[None] * time)
+              for time in (900, 100)]
+    for name, model, samples in (("lists", z_image, lists), ("tokens", wan.eval(), tokens)):
+        join = lambda parts: sum(parts, []) if isinstance(parts[0], list) else torch.cat(parts)
+        batch = {key: join([each[key] for each in samples]) for key in samples[0]}
+        for file, passes in (("batch", [batch]), ("single", samples)):
+            with collect(model, root / f"{file}.safetensors"), torch.no_grad():
+                for each in passes:
+                    model(**each)
+        found[name] = difference(root / "batch.safetensors", root / "single.safetensors")
+        groups = load_file(root / "batch.safetensors")
+        found[f"{name}, groups"] = next(
+            each.nonzero()[:, 0].tolist() for key, each in groups.items() if key.endswith("to_q.weight.tokens"))
+    return found
+
+
 def interrupted(folder: str) -> list[str]:
     """Files that are left of a collection that an error ended."""
     model, inputs = FAMILIES["wan"]()
@@ -397,10 +519,10 @@ if __name__ == "__main__":
         root, *families = rest
         print(json.dumps({family: draw(family, Path(root) / family) for family in families or FAMILIES}))
     elif command in ("pipeline", "masked", "lines", "by_command", "experts", "pair", "mixed", "by_time",
-                     "interrupted"):
+                     "wrapped", "batched", "interrupted"):
         print(json.dumps(dict(pipeline=make_pipeline, masked=make_masked, lines=run_lines,
                               by_command=by_command, experts=experts, pair=pair, mixed=mixed, by_time=by_time,
-                              interrupted=interrupted)[command](*rest)))
+                              wrapped=wrapped, batched=batched, interrupted=interrupted)[command](*rest)))
     elif command == "dream":
         print(run_dream(*rest))
     elif command == "dit":

@@ -272,6 +272,24 @@ describe("docs/statistics.md", () => {
     expect(await runReader(python, SCRIPT, ["mixed", folder])).toBeLessThan(1e-6);
   }, 120_000);
 
+  test("compiled, wrapped, adapted and fused models are collected as plain ones", async () => {
+    const python = readersPython(), folder = place.fresh("wrapped");
+    if (python === undefined) return;
+    mkdirSync(folder);
+    const kinds = ["compiled", "in_place", "by_blocks", "parallel", "hands_on", "fused", "adapted"];
+    expect(await runReader(python, SCRIPT, ["wrapped", folder])).toEqual(
+      Object.fromEntries(kinds.map((kind) => [kind, []])),
+    );
+  }, 120_000);
+
+  test("batches in lists and times by token are those of samples one by one", async () => {
+    const python = readersPython(), folder = place.fresh("batched");
+    if (python === undefined) return;
+    mkdirSync(folder);
+    const found = { lists: [], "lists, groups": [1, 8], tokens: [], "tokens, groups": [1, 9] };
+    expect(await runReader(python, SCRIPT, ["batched", folder])).toEqual(found);
+  }, 120_000);
+
   test("interrupted half-way, nothing is left", async () => {
     const python = readersPython(), folder = place.fresh("interrupted");
     if (python === undefined) return;
