@@ -13,8 +13,9 @@ import {
   checkPaths,
   checkpointFiles,
   type CheckpointRun,
+  headersBytes,
+  outputFile,
   outputRequest,
-  reservedHeaderBytes,
 } from "../pipeline/checkpoint_run.ts";
 import { sum } from "../pipeline/run_report.ts";
 import { pause, stoppable } from "../progress.ts";
@@ -189,18 +190,11 @@ async function writeFolder(
   const request = outputRequest(checkpoint, options, { operation: "export", settings }, beside, names);
   const byFile = Map.groupBy(content.rows, ({ tensor }) => tensor.file);
   const files = [...byFile].map(([name, rows]) => {
-    const metadata = { ...checkpoint.files.find((file) => file.name === name)!.file.metadata };
     const specs = rows.flatMap((row) => content.specs(row));
-    return {
-      name: outputName(checkpoint, name),
-      metadata,
-      reservedHeaderBytes: reservedHeaderBytes(checkpoint, name, specs, metadata),
-      tensors: rows.map(({ tensor }) => tensor.name),
-    };
+    return outputFile(checkpoint, name, specs, rows.map(({ tensor }) => tensor.name));
   });
   const outputBytes = sum(content.rows.map(({ bytes }) => bytes)) +
-    sum(beside.copied.map(({ bytes }) => bytes)) +
-    sum(files.map((file) => file.reservedHeaderBytes + 8));
+    sum(beside.copied.map(({ bytes }) => bytes)) + headersBytes(files);
   const job: RewriteJob = { request, files, outputBytes, failFast: true };
   const steps = new Map(content.rows.map((row) => [row.tensor.name, stepOf(row, source, content)]));
   const rewritten: RewriteContent = {

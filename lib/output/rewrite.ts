@@ -58,7 +58,7 @@ export interface RewriteStep {
 }
 
 /** A safetensors file of the output, before it is known what its tensors become. */
-interface RewriteFile {
+export interface RewriteFile {
   readonly name: string;
   readonly metadata: Readonly<Record<string, string>>;
   readonly reservedHeaderBytes: number;

@@ -6,6 +6,7 @@ import { inputError, openForReading, quote, readFully, reading } from "../files/
 import { sha256 } from "../files/whole.ts";
 import { checkNotInput, type OutputRequest, type SourceState } from "../output/output_folder.ts";
 import { type Identity, type SourceFingerprint, TOOL_VERSION } from "../output/record.ts";
+import type { RewriteFile } from "../output/rewrite.ts";
 import { CHUNK_BYTES } from "../output/tensor_sink.ts";
 import type { RunOptions } from "../progress.ts";
 import { FORMAT_VERSION } from "../quant/packed/checkpoint.ts";
@@ -17,6 +18,7 @@ import {
   type TensorSpec,
 } from "../tensor/mod.ts";
 import { type Beside, configText, outputName } from "./beside.ts";
+import { sum } from "./run_report.ts";
 
 /** Where a run writes. */
 export interface OutputPlace {
@@ -119,8 +121,34 @@ function headerBytes({ path, dataOffset }: TensorFile): Uint8Array {
   throw inputError(path, new Error("the file became shorter"));
 }
 
+/**
+ * The file of an output that stands where a checkpoint's file stands, with its metadata.
+ *
+ * @param specs what will be stored in it, at most
+ * @param tensors whose content that is, in the order of the steps
+ * @throws {CheckpointError} when no reader would take the file
+ */
+export function outputFile(
+  checkpoint: Checkpoint,
+  name: string,
+  specs: Iterable<TensorSpec>,
+  tensors: readonly string[],
+): RewriteFile {
+  const { metadata } = checkpoint.files.find((file) => file.name === name)!.file;
+  return {
+    name: outputName(checkpoint, name),
+    metadata,
+    reservedHeaderBytes: reservedHeaderBytes(checkpoint, name, specs, metadata),
+    tensors,
+  };
+}
+
+/** Bytes that the headers of an output's files take. */
+export const headersBytes = (files: readonly RewriteFile[]): number =>
+  sum(files.map(({ reservedHeaderBytes }) => reservedHeaderBytes + 8));
+
 /** Room for a file's header. @throws {CheckpointError} when no reader would take the file */
-export function reservedHeaderBytes(
+function reservedHeaderBytes(
   { folder }: Checkpoint,
   name: string,
   specs: Iterable<TensorSpec>,

@@ -19,8 +19,9 @@ import {
   checkPaths,
   type CheckpointRun,
   growingBuffer,
+  headersBytes,
+  outputFile,
   outputRequest,
-  reservedHeaderBytes,
 } from "./checkpoint_run.ts";
 import { rewriteDequantized } from "./dequantize_tensor.ts";
 import { type RunReport, sum, writtenReport } from "./run_report.ts";
@@ -56,18 +57,12 @@ export async function dequantizeCheckpoint(options: DequantizeCheckpointOptions)
   const beside = filesBeside(checkpoint, options);
   const settings = { dtype: options.dtype ?? "original" };
   const request = outputRequest(checkpoint, options, { operation: "dequantize", settings }, beside);
-  const files = checkpoint.files.map(({ name, file: { metadata } }) => {
-    const specs = targets.get(name)!.map(({ spec }) => spec);
-    const reserved = reservedHeaderBytes(checkpoint, name, specs, metadata);
-    return {
-      name: outputName(checkpoint, name),
-      metadata,
-      reservedHeaderBytes: reserved,
-      tensors: specs.map((spec) => spec.name),
-    };
+  const files = [...targets].map(([name, own]) => {
+    const specs = own.map(({ spec }) => spec);
+    return outputFile(checkpoint, name, specs, specs.map((spec) => spec.name));
   });
   const tensorBytes = [...targets.values()].flat().map(({ spec }) => bytesOf(spec));
-  const outputBytes = sum(files.map((file) => file.reservedHeaderBytes + 8)) + sum(tensorBytes) +
+  const outputBytes = headersBytes(files) + sum(tensorBytes) +
     sum(beside.copied.map(({ bytes }) => bytes));
   const job: RewriteJob = { request, files, outputBytes, failFast: true };
   const context = { checkpoint, kernels, buffer: growingBuffer() };

@@ -28,9 +28,10 @@ import { PLAN_FILE } from "./calibration_run.ts";
 import {
   checkpointFiles,
   growingBuffer,
+  headersBytes,
+  outputFile,
   type OutputPlace,
   outputRequest,
-  reservedHeaderBytes,
 } from "./checkpoint_run.ts";
 import { readsStatistics } from "./sharded_run.ts";
 import { rewriteTensor } from "./quantize_tensor.ts";
@@ -188,7 +189,7 @@ export async function withOutput<T>(
   const chosen = sum(rows.filter(isChosen).map((row) => row.bytesAfter));
   const outputBytes = sum(rows.map((row) => row.bytesAfter)) +
     (isUnmeasured ? budgetBytes(rows, config) - chosen : 0) +
-    sum(files.map((file) => file.reservedHeaderBytes + 8)) +
+    headersBytes(files) +
     (options.shard === undefined ? sum(beside.copied.map(({ bytes }) => bytes)) : 0);
   const job: RewriteJob = { request, files, outputBytes, failFast: config.failFast };
   return await withRewrite(job, options, use);
@@ -202,18 +203,10 @@ export async function withOutput<T>(
 export function filesOf(checkpoint: Checkpoint, { plan }: Pick<PlannedRun, "plan">): RewriteJob["files"] {
   const byFile = Map.groupBy(plan.rows, ({ file }) => file);
   const isWhole = plan.rows.length === checkpoint.tensors.size;
-  return checkpoint.files.filter(({ name }) => isWhole || byFile.has(name)).map(
-    ({ name, file: { metadata } }) => {
-      const rows = byFile.get(name) ?? [], specs = widestSpecs(rows);
-      const reserved = reservedHeaderBytes(checkpoint, name, specs, metadata);
-      return {
-        name: outputName(checkpoint, name),
-        metadata,
-        reservedHeaderBytes: reserved,
-        tensors: rows.map((row) => row.name),
-      };
-    },
-  );
+  return checkpoint.files.filter(({ name }) => isWhole || byFile.has(name)).map(({ name }) => {
+    const rows = byFile.get(name) ?? [];
+    return outputFile(checkpoint, name, widestSpecs(rows), rows.map((row) => row.name));
+  });
 }
 
 /** The entries that take most room in the header, whatever becomes of the tensors. */

@@ -4,10 +4,10 @@ import { availableParallelism } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import { setTimeout as delay } from "node:timers/promises";
-import { DEFAULT_CONFIG, resolveConfig } from "../../lib/config/mod.ts";
+import { type Config, DEFAULT_CONFIG, resolveConfig } from "../../lib/config/mod.ts";
 import { InterruptedError } from "../../lib/errors.ts";
 import { openKernels } from "../../lib/native/mod.ts";
-import { quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
+import { quantizeCheckpoint, type QuantizeCheckpointOptions } from "../../lib/pipeline/mod.ts";
 import { throwIfStopped } from "../../lib/progress.ts";
 import { quantize } from "../../lib/quant/mod.ts";
 import { differences, MODELS, rejection, runAndSignal, workplace } from "../_checkpoints.ts";
@@ -39,6 +39,20 @@ function once(tensors: number): (progress: { readonly tensorsDone: number }) => 
     isSent = true;
     process.kill(process.pid, "SIGTERM");
   };
+}
+
+/** Quantizes twice, once stopped after so many tensors and gone on with: both must have the same bytes. */
+async function stoppedRun(config: Config, tensors: number) {
+  const input = join(MODELS, "dream-mini"), wanted = place.fresh("wanted"), stopped = place.fresh("stopped");
+  const messages: string[] = [];
+  const quantized = (output: string, options: Partial<QuantizeCheckpointOptions> = {}) =>
+    catching((kernels) => quantizeCheckpoint({ input, output, config, kernels, ...options }));
+  await quantized(wanted);
+  const error = await rejection(quantized(stopped, { onProgress: once(tensors) }));
+  expect(error).toBeInstanceOf(InterruptedError);
+  await quantized(stopped, { resume: true, onEvent: ({ message }) => messages.push(message) });
+  expect(differences(stopped, wanted)).toEqual([]);
+  return { error, messages };
 }
 
 describe("a signal", () => {
@@ -133,64 +147,23 @@ describe("a signal", () => {
 
   for (const [codes, solver] of [["uniform", "feedback"], ["trellis", "best"]] as const) {
     test(`inside a layer of ${codes} codes loses nothing: the run goes on to the same bytes`, async () => {
-      const input = join(MODELS, "dream-mini");
       const { config } = resolveConfig({
         overrides: {
           ...{ solver, codes, bit_width: 2, calibration_samples: 32, num_threads: 1 },
           "solver_options.effort": "low",
         },
       });
-      const wanted = place.fresh(`wanted-${codes}`), stopped = place.fresh(`stopped-${codes}`);
-      await catching((kernels) => quantizeCheckpoint({ input, output: wanted, config, kernels }));
-      const error = await rejection(catching((kernels) =>
-        quantizeCheckpoint({
-          input,
-          output: stopped,
-          config,
-          kernels,
-          onProgress: once(5),
-        })
-      ));
-      expect(error).toBeInstanceOf(InterruptedError);
+      const { error, messages } = await stoppedRun(config, 5);
       expect(error.message).toContain("--resume");
-      const messages: string[] = [];
-      await catching((kernels) =>
-        quantizeCheckpoint({
-          input,
-          output: stopped,
-          config,
-          kernels,
-          resume: true,
-          onEvent: ({ message }) => messages.push(message),
-        })
-      );
       // a signal may take its time: another layer can be solved before it comes
       const kept = Number(/(\d+) of 28 layers were solved before/.exec(messages.join("\n"))?.[1]);
       expect(kept).toBeGreaterThanOrEqual(5);
       expect(kept).toBeLessThan(28);
-      expect(differences(stopped, wanted)).toEqual([]);
     }, 120_000);
   }
 
   test("while weights alone are looked at, too", async () => {
-    const input = join(MODELS, "dream-mini"),
-      wanted = place.fresh("wanted-4"),
-      stopped = place.fresh("stopped-4");
-    const config = { ...DEFAULT_CONFIG, solver: "clip" } as const;
-    await catching((kernels) => quantizeCheckpoint({ input, output: wanted, config, kernels }));
-    const error = await rejection(catching((kernels) =>
-      quantizeCheckpoint({
-        input,
-        output: stopped,
-        config,
-        kernels,
-        onProgress: once(7),
-      })
-    ));
+    const { error } = await stoppedRun({ ...DEFAULT_CONFIG, solver: "clip" }, 7);
     expect(error.message).toMatch(/^Stopped by SIGTERM: \d+ of \d+ tensors are done; .*--resume/);
-    await catching((kernels) =>
-      quantizeCheckpoint({ input, output: stopped, config, kernels, resume: true })
-    );
-    expect(differences(stopped, wanted)).toEqual([]);
   }, 120_000);
 });
