@@ -31,8 +31,8 @@ export interface ShardResult extends Shard {
   readonly manifest: Manifest;
   /** Settings of the run, without what is the shard's alone. */
   readonly settings: Readonly<Record<string, unknown>>;
-  /** Digest of the weights of the shard's own tensors, where the settings hold one of those alone. */
-  readonly ownWeights: string | undefined;
+  /** Whether its tensors depend on no other weights: their own alone are told, in its records. */
+  readonly hasOwnWeights: boolean;
 }
 
 /** Most names that a message lists. */
@@ -96,10 +96,9 @@ function readShard(path: string): ShardResult {
   if (operation !== "quantize" || !isShard(own) || own.index !== named.index || own.count !== named.count) {
     throw fail(`${quote(path)} must hold ${shard}, got another output of this tool`, path);
   }
-  const { weights_sha256: digest } = settings;
   return {
     ...{ index: own.index, count: own.count, path, manifest, settings },
-    ownWeights: own.weights === "own" && typeof digest === "string" ? digest : undefined,
+    hasOwnWeights: own.weights === "own",
   };
 }
 
@@ -117,14 +116,10 @@ function isShard(value: unknown): value is Shard & { readonly weights: string } 
   return isJsonObject(value) && Number.isSafeInteger(value["index"]) && Number.isSafeInteger(value["count"]);
 }
 
-/** Settings as they are compared: of all weights, or of none. */
-const comparable = ({ settings, ownWeights }: ShardResult): Record<string, unknown> =>
-  ownWeights === undefined ? settings : { ...settings, weights_sha256: "own" };
-
 /** @throws {CheckpointError} where two shards are of different runs */
 function checkSame(first: ShardResult, other: ShardResult): void {
   const name = ({ index, count, path }: ShardResult) => `${index}/${count} (${quote(path)})`;
-  const [a, b] = [comparable(first), comparable(other)];
+  const { settings: a } = first, { settings: b } = other;
   const keys = [...new Set([...Object.keys(a), ...Object.keys(b)])]
     .filter((key) => JSON.stringify(a[key]) !== JSON.stringify(b[key]))
     .map((key) => `${key} ${JSON.stringify(b[key])}, not ${JSON.stringify(a[key])}`);
@@ -168,11 +163,8 @@ export function readShards(paths: readonly string[]): ShardResult[] {
   return shards;
 }
 
-/** Identity of the run whose parts shards are. @param weights digest of all weights, if there is one */
-export function identityOf(
-  { manifest: { identity }, settings, ownWeights }: ShardResult,
-  weights: string | undefined,
-): Identity {
-  const all = ownWeights === undefined ? settings : { ...settings, weights_sha256: weights };
-  return { ...identity, settings: JSON.stringify(all) };
-}
+/** Identity of the run whose parts shards are. */
+export const identityOf = ({ manifest: { identity }, settings }: ShardResult): Identity => ({
+  ...identity,
+  settings: JSON.stringify(settings),
+});

@@ -26,6 +26,11 @@ export class TensorSink {
     this.#between = between;
   }
 
+  /** Whether anything is stored. */
+  get isStored(): boolean {
+    return this.#writer !== undefined;
+  }
+
   /** Opens the entries that will be stored, in this order. */
   begin(specs: readonly TensorSpec[]): void {
     this.#writer?.add(specs);

@@ -4,7 +4,6 @@
  * compared.
  */
 import { matrixSizes } from "../quant/mod.ts";
-import { createHash } from "node:crypto";
 import { type ConfigInForce, resolveConfig } from "../config/mod.ts";
 import { CheckpointError, FormatError, IntegrityError } from "../errors.ts";
 import { isJsonObject } from "../files/json.ts";
@@ -15,6 +14,7 @@ import { opensIn } from "../output/readers.ts";
 import type { LayerRecord } from "../output/record.ts";
 import type { RewriteContent, RewriteStep } from "../output/rewrite.ts";
 import { identityOf, readShards, type ShardResult } from "../output/shard_folders.ts";
+import { digestTensors } from "../output/source_digest.ts";
 import { CHUNK_BYTES, copyTensor, type TensorSink } from "../output/tensor_sink.ts";
 import { type BitPlan, planOfLayers } from "../plan/budget.ts";
 import { checkPlan, formatOf, type Plan, planQuantization } from "../plan/plan.ts";
@@ -103,8 +103,8 @@ export async function mergeCheckpoint(options: MergeCheckpointOptions): Promise<
   const own = planQuantization(checkpoint, config, bitPlan), beside = filesBeside(checkpoint, options);
   checkPlan(own, checkpoint);
   const records = recordsOf(shards, own), plan = asRead(own, records);
-  const weights = await stoppable(signal, "repeat the command", () => weightsOf(checkpoint, shards, options));
-  const { operation, settings } = identityOf(shards[0]!, weights);
+  await stoppable(signal, "repeat the command", () => checkWeights(checkpoint, shards, options));
+  const { operation, settings } = identityOf(shards[0]!);
   const identity = { operation, settings: JSON.parse(withoutVersion(settings)) };
   const files = [...(bitPlan === undefined ? [] : [PLAN_FILE]), ...checkpointFiles(checkpoint)];
   const request = outputRequest(checkpoint, options, identity, beside, files);
@@ -208,32 +208,22 @@ const asRead = ({ rows, warnings }: Plan, records: ReadonlyMap<string, Found>): 
 });
 
 /**
- * The digest of all weights that a run without shards has among its settings, where the shards have only
- * those of their own. What the shards read is compared on the way.
+ * Compares the model's weights with what shards read, where their settings tell none.
  *
  * @throws {CheckpointError} when the model has other weights than a shard read
  */
-async function weightsOf(
+async function checkWeights(
   checkpoint: Checkpoint,
   shards: readonly ShardResult[],
   { signal, onEvent }: Pick<CheckpointRun, "signal" | "onEvent">,
-): Promise<string | undefined> {
-  if (shards[0]!.ownWeights === undefined) return undefined;
+): Promise<void> {
+  if (!shards[0]!.hasOwnWeights) return;
   onEvent?.({ kind: "stage", message: "reading the model's weights" });
   const wanted = new Map(
     shards.flatMap(({ manifest: { layers } }) => layers.map((layer) => [layer.name, layer.sourceSha256])),
   );
-  const all = createHash("sha256"), buffer = new Uint8Array(CHUNK_BYTES);
-  for (const [name, { info: { byteLength } }] of checkpoint.tensors) {
-    const own = createHash("sha256");
-    for (let start = 0; start < byteLength; start += CHUNK_BYTES) {
-      const piece = buffer.subarray(0, Math.min(CHUNK_BYTES, byteLength - start));
-      checkpoint.readInto(name, start, piece);
-      all.update(piece);
-      own.update(piece);
-      await pause(signal);
-    }
-    if (own.digest("hex") === wanted.get(name)) continue;
+  for (const name of checkpoint.tensors.keys()) {
+    if (await digestTensors(checkpoint, [name], () => pause(signal)) === wanted.get(name)) continue;
     throw new CheckpointError(
       `Cannot merge: ${quote(name)} must have the weights that its shard read, got others`,
       {
@@ -242,7 +232,6 @@ async function weightsOf(
       },
     );
   }
-  return all.digest("hex");
 }
 
 /** Entries of a tensor, in the order in which they are stored. */

@@ -20,7 +20,7 @@ import { shardFolder } from "../output/shard_folders.ts";
 import { type HeldOutError, type RunReport, sum, totalsOf } from "./run_report.ts";
 import { openRun, type OpenRunOptions, type QuantizeRun } from "./open_run.ts";
 import { firstPlan, measuresBits, type PlannedRun, planRun } from "./planned_run.ts";
-import { calibrateRun, phasesRun, solveRun } from "./run_stages.ts";
+import { calibrateRun, phasesRun, solveRun, solveWhileWriting } from "./run_stages.ts";
 import { reportOf, requestOutput, withOutput, writeRun } from "./write_run.ts";
 import { calibrationWarnings } from "./calibration_run.ts";
 
@@ -87,10 +87,13 @@ export async function quantizeCheckpoint(given: QuantizeCheckpointOptions): Prom
     const calibrated = whole !== undefined && team !== undefined
       ? partOf(thatRuns(whole, "solve together"), team.shard)
       : whole;
-    const solved = await solveRun(run, planned, calibrated, { output, team });
+    const onDemand = team === undefined ? solveWhileWriting(run, planned, calibrated) : undefined;
+    const solved = onDemand === undefined
+      ? await solveRun(run, planned, calibrated, { output, team })
+      : undefined;
     const phases = await phasesRun(run, planned, calibrated, solved, output);
     run.calibration.memory.held.release(); // tensors are read for themselves
-    const report = await writeRun(run, planned, { solved, phases }, output);
+    const report = await writeRun(run, planned, { solved, onDemand, phases }, output);
     return { ...report, heldOut: await heldOutError(run, planned, calibrated, { solved, phases }) };
   });
 }

@@ -33,6 +33,7 @@ import { formatOf, type PlanRow } from "../plan/plan.ts";
 import type { LayerRecord } from "../output/record.ts";
 import { weightSolver } from "../solve/by_weights.ts";
 import type { SolvedLayer } from "../solve/solved_layers.ts";
+import type { SolvedOnDemand } from "../solve/solve_model.ts";
 import { CHUNK_BYTES, copyTensor, type TensorSink } from "../output/tensor_sink.ts";
 import type { RunEvent } from "../progress.ts";
 import type { TensorReader } from "../output/source_digest.ts";
@@ -48,8 +49,8 @@ interface QuantizeContext {
   readonly config: ConfigInForce;
   readonly kernels: Kernels;
   readonly onEvent: ((event: RunEvent) => void) | undefined;
-  /** Layers solved on calibration data, by name. */
-  readonly solved?: ReadonlyMap<string, SolvedLayer> | undefined;
+  /** Layers solved on calibration data, by name: before, or when they are asked for. */
+  readonly solved?: ReadonlyMap<string, SolvedLayer> | SolvedOnDemand | undefined;
   /** Refined layers and tables by name. */
   readonly refined?: ReadonlyMap<string, PackedTensor> | undefined;
   /** Refined biases by name, values of their tensor's type. */
@@ -79,7 +80,7 @@ export async function rewriteTensor(
   for (
     const bits of BIT_WIDTHS.filter((bits) => bits === row.bits || (minAccuracy > 0 && bits > row.bits!))
   ) {
-    const solved = bits === row.bits ? context.solved?.get(row.name) : undefined;
+    const solved = bits === row.bits && sink.isStored ? await context.solved?.get(row.name) : undefined;
     let statistics: ErrorStatistics;
     try {
       const refined = bits === row.bits ? context.refined?.get(row.name) : undefined;

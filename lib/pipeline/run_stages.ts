@@ -9,7 +9,14 @@ import { runConfiguredPhases } from "../phases/configured.ts";
 import type { PhaseResult } from "../phases/mod.ts";
 import type { Plan } from "../plan/plan.ts";
 import { stoppable } from "../progress.ts";
-import { KEPT, type KnownSolutions, type SolvedModel, solvePlan } from "../solve/candidates.ts";
+import {
+  KEPT,
+  type KnownSolutions,
+  type SolvedModel,
+  solvePlan,
+  solvePlanOnDemand,
+} from "../solve/candidates.ts";
+import type { SolvedOnDemand } from "../solve/solve_model.ts";
 import { isRounded } from "../solve/by_weights.ts";
 import { GRADIENT_SHARE } from "./forecast/memory_shares.ts";
 import { announce } from "./forecast/announce.ts";
@@ -96,6 +103,21 @@ export async function solveRun(
     },
     options,
   );
+}
+
+/**
+ * Solve while writing: layers solved as they are written, undefined where a run or its phases need all of
+ * them before. The weights are read for both at once, and no packed model is held or kept.
+ */
+export function solveWhileWriting(
+  { config, kernels, memoryBytes, options }: QuantizeRun,
+  { plan, whole }: PlannedRun,
+  calibrated: Solvable | undefined,
+): SolvedOnDemand | undefined {
+  const isWanted = calibrated !== undefined && CALIBRATED_SOLVERS.includes(config.solver);
+  if (!isWanted || calibrated.data.fit.length > 0 || wantsPhases(config)) return undefined;
+  const only = options.shard && new Set(plan.rows.map(({ name }) => name));
+  return solvePlanOnDemand({ calibrated, plan: whole, only, config, kernels, memoryBytes }, options);
 }
 
 /** Phases: what the configuration asks for on those codes, undefined where it asks for none. */

@@ -22,6 +22,7 @@ import { formatOf, type PlanRow } from "../plan/plan.ts";
 import { pause, stoppable } from "../progress.ts";
 import type { SolvedModel } from "../solve/candidates.ts";
 import { budgetBytes, isChosen } from "../solve/sensitivity.ts";
+import type { SolvedOnDemand } from "../solve/solve_model.ts";
 import { type Checkpoint, SIDECAR_FILE, type TensorSpec } from "../tensor/mod.ts";
 import { configText, copies, digestBeside, indexFiles, namesBeside, outputName } from "./beside.ts";
 import { PLAN_FILE } from "./calibration_run.ts";
@@ -50,8 +51,10 @@ import { matrixSizes } from "../quant/mod.ts";
 export async function writeRun(
   run: QuantizeRun,
   planned: PlannedRun,
-  { solved, phases }: {
+  { solved, onDemand, phases }: {
     readonly solved?: SolvedModel | undefined;
+    /** Layers that are solved when they are written, in place of those. */
+    readonly onDemand?: SolvedOnDemand | undefined;
     readonly phases?: PhaseResult | undefined;
   },
   output: Rewrite,
@@ -64,7 +67,8 @@ export async function writeRun(
         [name, layer],
       ) => [name, { ...layer, tensor: refined?.get(name) ?? layer.tensor }]),
     );
-  const context = { config, kernels, onEvent, solved: layers, refined, biases, buffer: growingBuffer() };
+  const buffer = growingBuffer();
+  const context = { config, kernels, onEvent, solved: onDemand ?? layers, refined, biases, buffer };
   const content: RewriteContent = {
     files: filesOf(checkpoint, planned),
     steps: new Map(planned.plan.rows.map((row) => {
@@ -131,19 +135,15 @@ export async function requestOutput(
   place: OutputPlace,
 ): Promise<OutputRequest> {
   const { checkpoint, config, calibration, kernels, loras, options: { signal, shard } } = run;
-  const isOwn = shard !== undefined && loras.length === 0 && readsStatistics(checkpoint, config);
-  const digested = isOwn ? plan.rows.map(({ name }) => name) : checkpoint.tensors.keys();
-  // A solved layer depends on weights of others, by sums that every instruction set rounds in its own order.
+  // Layers of saved statistics depend on nothing but their own weights, whose digests the records have.
+  const isOwn = loras.length === 0 && !wantsPhases(config) && !measuresBits(config) &&
+    readsStatistics(checkpoint, config);
+  // Others depend on weights before them, by sums that every instruction set rounds in its own order.
   const solved = async () => ({
     calibration_sha256: await calibration.digest(),
     files_sha256: await digestBeside(beside),
     instruction_set: kernels?.isa,
-    weights_sha256: kernels &&
-      await stoppable(
-        signal,
-        "repeat the command",
-        () => digestTensors(checkpoint, digested, () => pause(signal)),
-      ),
+    ...(isOwn || kernels === undefined ? {} : { weights_sha256: await weightsDigest(checkpoint, signal) }),
   });
   const settings = {
     ...JSON.parse(canonicalConfig(config)),
@@ -169,6 +169,13 @@ export async function requestOutput(
     ...(hasSidecar ? [SIDECAR_FILE] : []),
   ]);
 }
+
+const weightsDigest = (checkpoint: Checkpoint, signal: AbortSignal | undefined): Promise<string> =>
+  stoppable(
+    signal,
+    "repeat the command",
+    () => digestTensors(checkpoint, checkpoint.tensors.keys(), () => pause(signal)),
+  );
 
 /**
  * Opens the output folder of a run for `use`; a run that was stopped is gone on with where the request says

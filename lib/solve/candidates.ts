@@ -16,7 +16,7 @@ import { listing } from "../tensor/mod.ts";
 import { type RunEvent, type RunOptions, stoppable } from "../progress.ts";
 import { HELD_OUT_METRICS, HeldOutMeter } from "../calibration/held_out.ts";
 import { isRounded, quantizedByWeights, weightSolver } from "./by_weights.ts";
-import { solveModel } from "./solve_model.ts";
+import { type SolvedOnDemand, solveModel, solveOnDemand, type SolveOptions } from "./solve_model.ts";
 import { Team, type TeamPlace } from "./team.ts";
 import { loadSolvedLayers, saveSolvedLayer, type SolvedLayer } from "./solved_layers.ts";
 import { type TimeWeightSettings, withTimeWeights } from "../calibration/time_weights.ts";
@@ -175,6 +175,19 @@ export async function solvePlan(task: SolveTask, options: RunOptions): Promise<S
   return { layers, tensors, distances, chosen, source: calibrated.data.source, milliseconds };
 }
 
+/**
+ * The layers of a plan, solved from statistics alone when they are asked for: nothing is held out, so that
+ * there is one candidate, and no layer waits for another.
+ */
+export function solvePlanOnDemand(task: SolveTask, options: RunOptions): SolvedOnDemand {
+  const { calibrated, config } = task, candidates = candidatesOf(calibrated, config);
+  const event = (kind: RunEvent["kind"], message: string) => options.onEvent?.({ kind, message });
+  reportData(calibrated, candidates, event);
+  const [taken] = candidates as [Candidate];
+  reportChoice(calibrated, config, { distances: [NaN], chosen: 0, taken }, event);
+  return new CandidateSolver(task, 1, options).onDemand(taken);
+}
+
 type Report = (kind: RunEvent["kind"], message: string) => void;
 
 /** Reports the calibration data; where nothing is held out, one candidate is left. */
@@ -318,7 +331,7 @@ class CandidateSolver {
   }
 
   #solveLayers({ settings, isWeighted }: Candidate, index: number): Promise<Map<string, SolvedLayer>> {
-    const { calibrated, config, kernels, team, identity = "" } = this.#task;
+    const { calibrated, team, identity = "" } = this.#task;
     const folder = team?.folder ?? this.#task.folder;
     const own = sha256(JSON.stringify([identity, settings, isWeighted]));
     const solved = folder === undefined ? undefined : loadSolvedLayers(folder, index, own);
@@ -327,20 +340,11 @@ class CandidateSolver {
       this.#event("resume", `${counts} layers were solved before (candidate ${index + 1})`);
     }
     return solveModel(isWeighted ? this.#byTime! : calibrated, {
-      kernels,
-      solver: config.solver,
-      settings,
-      mode: config.calibrationMode,
-      gridOf: (name) => this.#solvable.includes(name) ? this.#formOf(name) : undefined,
+      ...this.#optionsOf(settings, index),
       only: team === undefined ? this.#task.only : undefined,
       team: team && new Team(team, index, own, this.#options),
       fixed: this.#byWeights(),
       solved,
-      signal: this.#options.signal,
-      keepsNonfinite: config.nonFinite === "keep",
-      onWarning: (message) => index === 0 && this.#event("warning", message),
-      onMoments: (message) => index === 0 && this.#event("calibrate", message),
-      memoryBytes: this.#task.memoryBytes,
       kept: { memoryBytes: this.#task.statesBytes, folder: this.#task.folder },
       onLayer: (layer, done, of, isNew) => {
         if (folder !== undefined && isNew) {
@@ -350,18 +354,41 @@ class CandidateSolver {
         this.#weightsDone += this.#weightsOf(layer.name);
         this.#solved = [done, of];
         this.#progress(layer.name, "solving", index);
-        const { name, tensor: { bits }, relativeError: error } = layer;
-        const message = `${name}: solved to ${bits} bits, relative output error ${error.toPrecision(3)}`;
-        this.#options.onEvent?.({
-          kind: "layer",
-          message,
-          data: { stage: "solving", candidate: index + 1, name, bits, error },
-        });
+        this.#reportLayer(layer, index);
       },
       onStep: (name, doing, share) => {
         if (performance.now() - this.#shown > STEP_MILLISECONDS) this.#progress(name, doing, index, share);
       },
     });
+  }
+
+  /** As {@linkcode solvePlanOnDemand}. */
+  onDemand({ settings, isWeighted }: Candidate): SolvedOnDemand {
+    const { calibrated, only } = this.#task;
+    return solveOnDemand(isWeighted ? this.#byTime! : calibrated, {
+      ...this.#optionsOf(settings, 0),
+      only,
+      onLayer: (layer) => this.#reportLayer(layer, 0),
+    });
+  }
+
+  /** Options of solving that do not depend on where layers go. */
+  #optionsOf(settings: SolverSettings, index: number): SolveOptions {
+    const { config, kernels, memoryBytes } = this.#task, solvable = new Set(this.#solvable);
+    return {
+      ...{ kernels, settings, memoryBytes, solver: config.solver, mode: config.calibrationMode },
+      gridOf: (name) => solvable.has(name) ? this.#formOf(name) : undefined,
+      signal: this.#options.signal,
+      keepsNonfinite: config.nonFinite === "keep",
+      onWarning: (message) => index === 0 && this.#event("warning", message),
+      onMoments: (message) => index === 0 && this.#event("calibrate", message),
+    };
+  }
+
+  #reportLayer({ name, tensor: { bits }, relativeError: error }: SolvedLayer, index: number): void {
+    const message = `${name}: solved to ${bits} bits, relative output error ${error.toPrecision(3)}`;
+    const data = { stage: "solving", candidate: index + 1, name, bits, error };
+    this.#options.onEvent?.({ kind: "layer", message, data });
   }
 
   #progress(name: string, doing: string, index: number, tensorShare?: number): void {

@@ -149,6 +149,25 @@ export function solveModel(calibrated: Solvable, options: SolveOptions): Promise
     : new ModelSolver(calibrated.model, calibrated.data, gathered, options).solve();
 }
 
+/** Layers that are solved when they are asked for. */
+export interface SolvedOnDemand {
+  /** Undefined for a tensor that is not among the layers to solve, and where the rule keeps its weights. */
+  get(name: string): Promise<SolvedLayer | undefined>;
+}
+
+/**
+ * The same layers one by one from statistics alone: in any order, since none waits for another. Nothing but
+ * the inputs of a few stages stays in memory.
+ *
+ * @throws {CalibrationError} when saved statistics lack a layer
+ */
+export function solveOnDemand({ model, data, statistics }: Solvable, options: SolveOptions): SolvedOnDemand {
+  if (statistics === undefined || data.fit.length > 0) {
+    throw new TypeError("Cannot solve layers on demand: their inputs must be known from statistics alone");
+  }
+  return new ModelSolver<never>(model, data as CalibrationSet<never>, statistics, options).onDemand();
+}
+
 /** Layers that read the same input. */
 interface LayerStage {
   readonly block: number;
@@ -207,17 +226,10 @@ class ModelSolver<Batch> {
     }
   }
 
-  async #solve(): Promise<Map<string, SolvedLayer>> {
-    const { model, data, statistics, options } = this;
-    const stages = stagesToSolve(model, options);
-    if (stages.length === 0) return this.#solved;
-    const count = stages.reduce((sum, { layers }) => sum + layers.length, 0);
-    const done = (layer: SolvedLayer, isNew = false) => {
-      this.#solved.set(layer.name, layer);
-      this.#weights.set(layer.name, layer.tensor);
-      options.onLayer?.(layer, this.#solved.size, count, isNew);
-    };
-    let before = 0;
+  /** The stages to solve, once it is known that all of them can be. */
+  #stages(): LayerStage[] {
+    const { model, data, statistics, options } = this, stages = stagesToSolve(model, options);
+    if (stages.length === 0) return stages;
     const inputs = stages.flatMap((stage) => this.#inputStages(stage));
     statistics?.checkLayers(inputs.flatMap(({ layers }) => layers.map(({ name }) => name)));
     warnOfFewInputs(inputs, data, statistics, options.onWarning);
@@ -225,6 +237,44 @@ class ModelSolver<Batch> {
       ...this.#structure(stage),
       cols: stage.layers[0]!.weights.cols,
     }))));
+    return stages;
+  }
+
+  /** As {@linkcode solveOnDemand}. */
+  onDemand(): SolvedOnDemand {
+    const stages = this.#stages(), { onLayer } = this.options;
+    const found = new Map(
+      stages.flatMap((stage) => stage.layers.map((layer) => [layer.name, { layer, stage }] as const)),
+    );
+    const ready = new ReadyInputs<LayerStage>();
+    let done = 0;
+    return {
+      get: async (name) => {
+        const own = found.get(name);
+        if (own === undefined) return undefined;
+        const { layer, stage } = own, begun = performance.now();
+        let result: SolvedLayer | undefined;
+        if (layer.experts !== undefined) result = await this.#solveExperts(layer, stage);
+        else {
+          const inputs = ready.get(stage) ?? ready.put(stage, await this.#inputsOf(stage));
+          const gathering = performance.now() - begun;
+          result = await this.#solveLayer(layer, inputs, { block: stage.block, gathering });
+        }
+        if (result !== undefined) onLayer?.(result, ++done, found.size, true);
+        return result;
+      },
+    };
+  }
+
+  async #solve(): Promise<Map<string, SolvedLayer>> {
+    const { options } = this, stages = this.#stages();
+    const count = stages.reduce((sum, { layers }) => sum + layers.length, 0);
+    const done = (layer: SolvedLayer, isNew = false) => {
+      this.#solved.set(layer.name, layer);
+      this.#weights.set(layer.name, layer.tensor);
+      options.onLayer?.(layer, this.#solved.size, count, isNew);
+    };
+    let before = 0;
     for (const stage of stages) {
       await this.#enter(stage.block);
       const started = performance.now();
@@ -607,6 +657,33 @@ class ModelSolver<Batch> {
     const { rows } = this.#runs!.stop(0, block, first!.name);
     if (rows === part!.weights.length) return distinctPositions;
     return Math.min(distinctPositions, samples);
+  }
+}
+
+/** Bytes of inputs that stay for layers that read the same: theirs are not far behind in a file. */
+const READY_BYTES = 2 ** 27;
+
+/** Inputs of the stages that were asked for last. */
+class ReadyInputs<Key> {
+  readonly #ready = new Map<Key, StageInputs>();
+
+  get(stage: Key): StageInputs | undefined {
+    return this.#ready.get(stage);
+  }
+
+  /** Keeps a stage's inputs, in place of the oldest where these are too many. */
+  put(stage: Key, inputs: StageInputs): StageInputs {
+    const bytesOf = ({ moment: { moment, factor } }: StageInputs) => moment.byteLength + factor.byteLength;
+    let bytes = bytesOf(inputs);
+    for (const own of this.#ready.values()) bytes += bytesOf(own);
+    for (const [key, own] of this.#ready) {
+      if (bytes <= READY_BYTES) break;
+      bytes -= bytesOf(own);
+      this.#ready.delete(key);
+      letGo(own);
+    }
+    this.#ready.set(stage, inputs);
+    return inputs;
   }
 }
 
