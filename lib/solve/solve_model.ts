@@ -10,7 +10,7 @@ import {
   factorMoments,
   typicalPower,
 } from "../quant/solvers/factored_moment.ts";
-import type { WeightFormat } from "../quant/packed/layout.ts";
+import { readArrays, type WeightFormat } from "../quant/packed/layout.ts";
 import type { Solver } from "../config/names.ts";
 import type { SolverSettings } from "../quant/solvers/settings.ts";
 import { CalibrationError, WeightsError } from "../errors.ts";
@@ -101,8 +101,12 @@ export function denseWeights(
       },
     );
   }
-  const { data, dtype, rows, cols } = weights;
-  const out = given ?? new Float32Array(rows * cols);
+  const { rows, cols } = weights, out = given ?? new Float32Array(rows * cols);
+  if (given !== undefined && weights.floats !== undefined) {
+    weights.floats(0, out); // once: nothing else holds them
+    return out;
+  }
+  const { data, dtype } = weights;
   convertFloats(
     kernels,
     { data, dtype },
@@ -151,7 +155,10 @@ export function solveModel(calibrated: Solvable, options: SolveOptions): Promise
 
 /** Layers that are solved when they are asked for. */
 export interface SolvedOnDemand {
-  /** Undefined for a tensor that is not among the layers to solve, and where the rule keeps its weights. */
+  /**
+   * A layer, whose arrays are there until the next is asked for; undefined for a tensor that is not among the
+   * layers to solve, and where the rule keeps its weights.
+   */
   get(name: string): Promise<SolvedLayer | undefined>;
 }
 
@@ -247,9 +254,10 @@ class ModelSolver<Batch> {
       stages.flatMap((stage) => stage.layers.map((layer) => [layer.name, { layer, stage }] as const)),
     );
     const ready = new ReadyInputs<LayerStage>();
-    let done = 0;
+    let done = 0, last: SolvedLayer | undefined;
     return {
       get: async (name) => {
+        if (last !== undefined) giveBack(...readArrays(last.tensor) as Uint8Array<ArrayBuffer>[]);
         const own = found.get(name);
         if (own === undefined) return undefined;
         const { layer, stage } = own, begun = performance.now();
@@ -261,7 +269,7 @@ class ModelSolver<Batch> {
           result = await this.#solveLayer(layer, inputs, { block: stage.block, gathering });
         }
         if (result !== undefined) onLayer?.(result, ++done, found.size, true);
-        return result;
+        return last = result;
       },
     };
   }
@@ -421,8 +429,8 @@ class ModelSolver<Batch> {
   }
 
   /** Saved moments of a stage's inputs in the structure that is wanted. */
-  #known(statistics: CalibrationStatistics, stage: LayerStage): Gathered {
-    const { settings } = this.options, [first] = stage.layers;
+  #known(statistics: CalibrationStatistics, stage: LayerStage): Gathered & { readonly isOwn: boolean } {
+    const { settings } = this.options, [first] = stage.layers, { isFresh } = statistics;
     const gathered = known(statistics, first!), isAsked = settings.moment !== "auto";
     const choice = this.#choose(stage, this.#positions(stage));
     const saved = gathered.moments.block ?? gathered.moments.cols;
@@ -432,7 +440,9 @@ class ModelSolver<Batch> {
       isAsked,
       formats: stage.formats,
     });
-    return { ...gathered, moments };
+    const isNarrow = moments.second !== gathered.moments.second;
+    if (isNarrow && isFresh) giveBack(gathered.moments.second);
+    return { ...gathered, moments, isOwn: isNarrow || isFresh };
   }
 
   async #inputsOf(stage: LayerStage): Promise<StageInputs> {
@@ -443,10 +453,10 @@ class ModelSolver<Batch> {
   }
 
   /** Sums of a stage's inputs, ready to solve on. */
-  #prepared(stage: LayerStage, gathered: Gathered): StageInputs {
+  #prepared(stage: LayerStage, gathered: Gathered & { readonly isOwn?: boolean }): StageInputs {
     const { kernels, settings, onWarning } = this.options, first = stage.layers[0]!;
     const { moments } = gathered, structure = momentText(moments.block ?? moments.cols, moments.cols);
-    const takesSums = this.statistics === undefined;
+    const takesSums = gathered.isOwn ?? true;
     const moment = named(
       first.name,
       () => factorMoments(kernels, moments, { damping: settings.damping, takesSums }),

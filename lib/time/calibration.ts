@@ -144,6 +144,8 @@ export interface StatisticsOptions {
   readonly runs: readonly CalibrationRun[];
   /** Reads an input's second moments whenever they are asked for: they are not kept, nor added to. */
   readonly load?: LoadMoments | undefined;
+  /** Whether it gives arrays that nothing else has; default no. */
+  readonly isFresh?: boolean | undefined;
 }
 
 /** The second moment of an input whose time groups count by weights, for the same sum of weights. */
@@ -286,6 +288,8 @@ export class CalibrationStatistics {
   readonly inputs: ReadonlyMap<string, InputStatistics>;
   /** Whether second moments are read whenever they are asked for. */
   readonly isLoaded: boolean;
+  /** Whether the arrays of {@linkcode CalibrationStatistics.moments} are the caller's. */
+  readonly isFresh: boolean;
   readonly #inputOf = new Map<string, InputStatistics>();
   readonly #kept = new Map<string, Readonly<Partial<Record<WhichMoments, KeptMoments>>>>();
   readonly #load: LoadMoments | undefined;
@@ -298,7 +302,7 @@ export class CalibrationStatistics {
    * more than {@linkcode MAX_CALIBRATION_RUNS} runs
    * @throws {CalibrationError} when they would take more than {@linkcode MAX_STATISTICS_BYTES}
    */
-  constructor({ fingerprint, model, groups, inputs, second = "total", runs, load }: StatisticsOptions) {
+  constructor({ fingerprint, model, groups, inputs, second = "total", runs, load, isFresh }: StatisticsOptions) {
     for (const [name, { cols, block = cols }] of inputs) {
       const doing = `calibrate ${JSON.stringify(name)}`;
       checkWhole(doing, "columns", cols, 1, MAX_MOMENT_COLS);
@@ -322,6 +326,7 @@ export class CalibrationStatistics {
     this.second = second;
     this.runs = runs;
     this.isLoaded = load !== undefined;
+    this.isFresh = isFresh === true;
     const { count } = groups;
     const spare: SpareChunks = new Map();
     this.#load = load;
@@ -594,6 +599,7 @@ export class CalibrationStatistics {
         samples: model.samples && ofLayers(model.samples),
       },
       load: (name, which) => from.get(name)![which]!,
+      isFresh: this.isFresh,
     });
     renamed.takeSums(from);
     return renamed;

@@ -25,6 +25,7 @@
  */
 import { CalibrationError } from "../errors.ts";
 import { momentElements } from "../native/call_checks.ts";
+import { giveBack } from "../quant/array_memory.ts";
 import { diagonalOf, MAX_MOMENT_COLS, momentBlocks } from "../quant/solvers/moments.ts";
 import { MAX_TENSORS, SafetensorsFile, type TensorSpec } from "../tensor/mod.ts";
 import { ActivationHistogram, HISTOGRAM_BINS } from "./activation_range.ts";
@@ -76,7 +77,7 @@ const PARTS = [
 /** Tensor of some weights of each layer of the model. */
 const MODEL_WEIGHTS = "model.weights";
 /** Second moments of larger statistics are read when they are asked for, not kept. */
-const KEPT_BYTES = 2 ** 30;
+const KEPT_BYTES = 2 ** 28;
 /** Largest file: moments of all time groups of a model of 70 B weights. */
 const MAX_FILE_BYTES = 2 ** 42;
 
@@ -266,6 +267,7 @@ export function readCalibrationStatistics(
       second: second as SecondMoments,
       runs,
       load: bytes > keptBytes ? load : undefined,
+      isFresh: bytes > keptBytes,
     });
   } catch (cause) {
     if (!(cause instanceof RangeError) || cause instanceof CalibrationError) throw cause;
@@ -548,7 +550,10 @@ function readInput(
     if (isLoaded && !checksAll) continue;
     const moments = readMoments(file, spec, input, malformed);
     checkDiagonal(moments, tensor, input, malformed);
-    if (isLoaded) continue;
+    if (isLoaded) {
+      giveBack(moments);
+      continue;
+    }
     statistics.takeMoments(name, spec.name === `${name}.second` ? "second" : "groupSecond", moments);
   }
   if (!hasRange) return;

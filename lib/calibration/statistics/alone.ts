@@ -172,9 +172,10 @@ function checkWeights({ model }: CalibrationStatistics, { stages }: ModelLayers,
 
 /** {@linkcode MODEL_SAMPLES} weights of a matrix, evenly spread from the first to the last. */
 function sampledWeights(matrix: DenseMatrix): Float32Array {
-  const { rows, cols } = matrix, dense = { ...matrix }, one = new Float32Array(1); // read once
+  const { rows, cols } = matrix, one = new Float32Array(1);
+  const read = matrix.floats ?? ((start: number, out: typeof one) => widen(matrix, start, out));
   return Float32Array.from({ length: MODEL_SAMPLES }, (_, i) => {
-    widen(dense, Math.floor(i * (rows * cols - 1) / (MODEL_SAMPLES - 1)), one);
+    read(Math.floor(i * (rows * cols - 1) / (MODEL_SAMPLES - 1)), one);
     return one[0]!;
   });
 }

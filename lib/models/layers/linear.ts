@@ -15,6 +15,8 @@ export interface DenseMatrix {
   readonly cols: number;
   readonly dtype: WeightDtype;
   readonly data: Float32Array | Uint16Array;
+  /** Reads values from an element on into memory that is given, where `data` would have to be read first. */
+  readonly floats?: ((start: number, out: Floats) => void) | undefined;
 }
 
 /** Weights of a linear layer, full or packed. */

@@ -5,6 +5,7 @@
 import { CheckpointError } from "../../errors.ts";
 import type { Kernels } from "../../native/mod.ts";
 import { packedByteLength, packedRows, readArrays } from "../../quant/packed/layout.ts";
+import { giveBack } from "../../quant/array_memory.ts";
 import { convertFloats, dequantize, type PackedTensor } from "../../quant/mod.ts";
 import { type PackedLayer, packedLayers, readPackedTensor } from "../../quant/packed/checkpoint.ts";
 import { BYTES_PER_ELEMENT, type Checkpoint, type FloatDtype, isFloatDtype } from "../../tensor/mod.ts";
@@ -262,31 +263,39 @@ export class ModelTensors {
         heldValues.set(bytes, data);
         return data;
       },
+      floats: (start, out) =>
+        void this.#convert(name, "F32", new Uint8Array(out.buffer, out.byteOffset, out.byteLength), start),
     };
   }
 
-  /** Reads a tensor once, into the memory that keeps it; another type goes through a small buffer. */
+  /**
+   * Reads a tensor once, into the memory that keeps it, from an element on; another type goes through a small
+   * buffer.
+   */
   #convert(
     name: string,
     wanted: WeightDtype,
     out = new Uint8Array(
       this.#checkpoint.tensors.get(name)!.info.elements * BYTES_PER_ELEMENT[wanted],
     ),
+    start = 0,
   ): Uint8Array<ArrayBuffer> {
     const { info } = this.#checkpoint.tensors.get(name)!;
     if (info.dtype === wanted) {
-      this.#checkpoint.readInto(name, 0, out);
+      this.#checkpoint.readInto(name, start * BYTES_PER_ELEMENT[wanted], out);
       return out;
     }
     const dtype = info.dtype as FloatDtype;
     const from = BYTES_PER_ELEMENT[dtype], to = BYTES_PER_ELEMENT[wanted];
-    const buffer = new Uint8Array(Math.min(CONVERTED_ELEMENTS, info.elements) * from);
-    for (let begin = 0; begin < info.elements; begin += CONVERTED_ELEMENTS) {
-      const count = Math.min(CONVERTED_ELEMENTS, info.elements - begin);
-      const data = buffer.subarray(0, count * from);
-      this.#checkpoint.readInto(name, begin * from, data);
-      out.set(convertFloats(this.#kernels, { data, dtype }, count, wanted), begin * to);
+    const elements = out.length / to;
+    const buffer = new Uint8Array(Math.min(CONVERTED_ELEMENTS, elements) * from);
+    for (let begin = 0; begin < elements; begin += CONVERTED_ELEMENTS) {
+      const count = Math.min(CONVERTED_ELEMENTS, elements - begin);
+      const data = buffer.subarray(0, count * from), part = out.subarray(begin * to, (begin + count) * to);
+      this.#checkpoint.readInto(name, (start + begin) * from, data);
+      convertFloats(this.#kernels, { data, dtype }, count, wanted, part);
     }
+    giveBack(buffer);
     return out;
   }
 }

@@ -398,7 +398,9 @@ export function typicalPower(
 ): number {
   if (rows <= POWER_ROWS) return outputPower(kernels, w, rows, moment);
   const sample = sampleRows(w, moment.cols, POWER_ROWS);
-  return outputPower(kernels, sample, POWER_ROWS, moment) * rows / POWER_ROWS;
+  const power = outputPower(kernels, sample, POWER_ROWS, moment) * rows / POWER_ROWS;
+  giveBack(sample);
+  return power;
 }
 
 /**
@@ -418,6 +420,7 @@ export function outputPower(
     const part = own === cols ? w : columnsOf(w, rows, first, own);
     addProduct(kernels, "measure outputs", part, moment.subarray(at, at + own * own), size, products);
     for (let i = 0; i < products.length; i++) sum += products[i]! * part[i]!;
+    giveBack(products, part === w ? undefined : part as Float32Array<ArrayBuffer>);
   }
   return sum;
 }

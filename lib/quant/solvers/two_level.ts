@@ -2,6 +2,7 @@
  * Solving with two-level scales: several starts whose scales are fitted to two levels, each row from the one
  * that does best.
  */
+import { giveBack } from "../array_memory.ts";
 import { packCodes, unpackCodes } from "../codes.ts";
 import {
   levelsOf,
@@ -62,8 +63,9 @@ export function solveTwoLevel(problem: MomentProblem, steps: Steps): Solution {
   if (isSixBits) return solveSixBits(onLevels, clipped(problem) as TwoLevelTensor, steps);
   const starts: Start<TwoLevelStart>[] = [
     (own) => {
-      const levels = clipped({ ...own, zeroPoint }) as TwoLevelTensor;
-      return { ...scalesOf(levels), levels };
+      const levels = clipped({ ...own, zeroPoint }) as TwoLevelTensor, scales = scalesOf(levels);
+      giveBack(levels.packed); // the search's own codes
+      return { ...scales, levels };
     },
     ...(rounds > 0 ? ratios : ratios.filter((ratio) => ratio === 1)).map(
       (ratio): Start<TwoLevelStart> => (own) => twoLevelStart(own, rangeScales({ ...own, zeroPoint }, ratio)),
@@ -85,6 +87,7 @@ export function solveTwoLevel(problem: MomentProblem, steps: Steps): Solution {
   }
   const packed = packCodes(kernels, best.codes, rows, cols, bits);
   const tensor = { ...levels, rows, cols, bits, groupSize, packed };
+  giveBack(best.codes, best.scale, best.zeroPoint, ...scales.flatMap(({ scale, zeroPoint }) => [scale, zeroPoint]));
   return { tensor, objective: total(best.objective), firstObjective };
 }
 
