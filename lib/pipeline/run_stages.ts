@@ -15,6 +15,7 @@ import {
   type SolvedModel,
   solvePlan,
   solvePlanOnDemand,
+  solvesOnDemand,
 } from "../solve/candidates.ts";
 import type { SolvedOnDemand } from "../solve/solve_model.ts";
 import { isRounded } from "../solve/by_weights.ts";
@@ -114,8 +115,7 @@ export function solveWhileWriting(
   { plan, whole }: PlannedRun,
   calibrated: Solvable | undefined,
 ): SolvedOnDemand | undefined {
-  const isWanted = calibrated !== undefined && CALIBRATED_SOLVERS.includes(config.solver);
-  if (!isWanted || calibrated.data.fit.length > 0 || wantsPhases(config)) return undefined;
+  if (calibrated === undefined || !solvesOnDemand(calibrated, config)) return undefined;
   const only = options.shard && new Set(plan.rows.map(({ name }) => name));
   return solvePlanOnDemand({ calibrated, plan: whole, only, config, kernels, memoryBytes }, options);
 }

@@ -4,7 +4,8 @@
  * so that a stopped run can be resumed.
  */
 import { DEFAULT_SOLVER_SETTINGS, type SolverSettings } from "../quant/solvers/settings.ts";
-import type { Config, ConfigInForce } from "../config/mod.ts";
+import { type Config, type ConfigInForce, wantsPhases } from "../config/mod.ts";
+import { CALIBRATED_SOLVERS } from "../config/names.ts";
 import { WeightsError } from "../errors.ts";
 import type { Kernels } from "../native/mod.ts";
 import type { PackedTensor } from "../quant/mod.ts";
@@ -95,6 +96,10 @@ function candidatesOf(calibrated: Solvable, config: ConfigInForce): Candidate[] 
 /** How many candidates are solved: one where nothing is held out to choose by. */
 export const candidateCount = (calibrated: Solvable, config: ConfigInForce): number =>
   calibrated.data.heldOut.length === 0 ? 1 : candidatesOf(calibrated, config).length;
+
+/** Whether layers are solved as they are written: from statistics alone, unless phases need all before. */
+export const solvesOnDemand = ({ data: { fit } }: Solvable, config: ConfigInForce): boolean =>
+  CALIBRATED_SOLVERS.includes(config.solver) && fit.length === 0 && !wantsPhases(config);
 
 /** A solved model. */
 export interface SolvedModel {

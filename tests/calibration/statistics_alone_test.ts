@@ -1,11 +1,11 @@
 /** Checkpoints of families that do not run here, solved from files of statistics alone. */
 import { afterAll, describe, expect, test } from "bun:test";
-import { existsSync, readFileSync, writeFileSync } from "node:fs";
+import { copyFileSync, existsSync, readdirSync, readFileSync, statSync, utimesSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { resolveConfig } from "../../lib/config/mod.ts";
 import { readImportanceMatrix } from "../../lib/calibration/statistics/importance_matrix.ts";
 import { loadStatistics } from "../../lib/calibration/saved_statistics.ts";
-import { CalibrationError, FormatError } from "../../lib/errors.ts";
+import { CalibrationError, FormatError, IntegrityError, InterruptedError } from "../../lib/errors.ts";
 import { openKernels } from "../../lib/native/mod.ts";
 import { dequantizeCheckpoint, quantizeCheckpoint, type RunEvent } from "../../lib/pipeline/mod.ts";
 import { openCheckpoint } from "../../lib/tensor/mod.ts";
@@ -120,15 +120,55 @@ function quantize(input: string, calibration_data: string, overrides: Record<str
       ...overrides,
     },
   });
-  const run = () =>
-    quantizeCheckpoint({ input, output, kernels, config, onEvent: (event) => events.push(event) });
-  return { output, events, run };
+  const job = { input, output, kernels, config };
+  const run = () => quantizeCheckpoint({ ...job, onEvent: (event) => events.push(event) });
+  return { output, events, run, job };
 }
 
 const weightsOf = (folder: string) =>
   Object.entries(contents(folder)).filter(([name]) => name.endsWith(".safetensors"));
 
 describe("statistics alone", () => {
+  test("each layer is written once it is solved: a stopped run keeps nothing else, and goes on to the same bytes", async () => {
+    const file = save(statistics()), whole = quantize(MODEL, file);
+    await whole.run();
+    const { output, job } = quantize(MODEL, file), controller = new AbortController();
+    let solved = 0;
+    const error = await rejection(quantizeCheckpoint({
+      ...job,
+      signal: controller.signal,
+      onEvent: ({ data }) => data?.["stage"] === "writing" && ++solved === 2 && controller.abort("SIGINT"),
+    }));
+    expect(error).toBeInstanceOf(InterruptedError);
+    const kept = readdirSync(join(output, "arrowquant.partial"));
+    expect(kept.filter((name) => name.startsWith("solved-"))).toEqual([]);
+    const again: string[] = [];
+    const { tensorsResumed } = await quantizeCheckpoint({
+      ...job,
+      resume: true,
+      onEvent: ({ data }) => data?.["stage"] === "solving" && again.push(String(data["name"])),
+    });
+    expect(tensorsResumed).toBeGreaterThanOrEqual(2);
+    expect(again).toHaveLength(LAYERS.length - 2);
+    expect(contents(output)).toEqual(contents(whole.output));
+  });
+
+  test("of which weights were changed behind a stop, their times set back: a resumed run refuses them", async () => {
+    const model = checkpoint(), file = save(statistics()), controller = new AbortController();
+    const { job } = quantize(model, file);
+    await rejection(quantizeCheckpoint({
+      ...job,
+      signal: controller.signal,
+      onEvent: ({ data }) => data?.["stage"] === "writing" && controller.abort("SIGINT"),
+    }));
+    const path = join(model, "model.safetensors"), { atime, mtime } = statSync(path);
+    copyFileSync(withNumbers(path, LAYERS[0]!, 5, [3]), path);
+    utimesSync(path, atime, mtime);
+    const error = await rejection(quantizeCheckpoint({ ...job, resume: true }));
+    expect(error).toBeInstanceOf(IntegrityError);
+    expect(error.message).toMatch(/must have the weights that it had|must not have changed/);
+  });
+
   test("layers of another family are solved, those without statistics by a rule that is said", async () => {
     const { output, events, run } = quantize(MODEL, save(statistics(STAGES.slice(0, 2))));
     const { layers } = await run();

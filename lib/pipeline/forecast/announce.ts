@@ -12,7 +12,6 @@ import { folderBytes, freeBytes } from "../../files/whole.ts";
 import type { Kernels } from "../../native/mod.ts";
 import type { PlanRow } from "../../plan/plan.ts";
 import { formatBytes, type RunOptions, secondsText } from "../../progress.ts";
-import { candidateCount } from "../../solve/candidates.ts";
 import { hasSolvedLayer } from "../../solve/solved_layers.ts";
 import type { Checkpoint } from "../../tensor/mod.ts";
 import { CountedFiles } from "./counted_files.ts";
@@ -95,7 +94,7 @@ export function announce(
     );
   }
   const bytes = resident + divide(memory, counted, stages);
-  checkDisk(run, counted, calibrated, stages);
+  checkDisk(run, counted, stages);
   using timed = new TimedWork(kernels, calibrated, checkpoint);
   const parts = stages.map((stage) => ({
     name: stage.name,
@@ -163,12 +162,11 @@ function divide(memory: MemoryShares, { weights, run }: CountedWork, stages: rea
 function checkDisk(
   { config, folder, memory }: ForecastRun,
   counted: CountedWork,
-  calibrated: Solvable,
   stages: readonly RunStage[],
 ): void {
   const free = folder === undefined ? undefined : freeBytes(folder);
   if (free === undefined) return;
-  const solved = candidateCount(calibrated, config) * counted.packedBytes + counted.refinementBytes(config);
+  const solved = counted.solvedBytes(config) + counted.refinementBytes(config);
   const states = Math.max(0, Math.max(...stages.map(({ statesBytes }) => statesBytes)) - memory.statesBytes);
   const written = counted.outputBytes, needed = solved + Math.max(states, written);
   const kept = folderBytes(folder!);

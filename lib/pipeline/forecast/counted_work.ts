@@ -10,7 +10,7 @@ import { formatOf, isTokenTable, type PlanRow } from "../../plan/plan.ts";
 import type { WeightFormat } from "../../quant/packed/layout.ts";
 import { isRounded, weightSolver } from "../../solve/by_weights.ts";
 import { TARGET_STEPS } from "../../solve/target_of_inputs.ts";
-import { candidateCount, solverSettings } from "../../solve/candidates.ts";
+import { candidateCount, solverSettings, solvesOnDemand } from "../../solve/candidates.ts";
 import { type Checkpoint, elementCount } from "../../tensor/mod.ts";
 import { statisticsBytes } from "../../time/mod.ts";
 import type { TimedWork } from "./timed_work.ts";
@@ -137,6 +137,12 @@ export abstract class CountedWork {
   /** Bytes of the refinement's state in the work folder. */
   abstract refinementBytes(config: ConfigInForce): number;
 
+  /** Bytes of the solved layers that a run holds and keeps: none where each is written once it is solved. */
+  solvedBytes(config: ConfigInForce): number {
+    const { calibrated } = this.run;
+    return solvesOnDemand(calibrated, config) ? 0 : candidateCount(calibrated, config) * this.packedBytes;
+  }
+
   /** Bytes of the solved layers of a candidate. */
   get packedBytes(): number {
     return this.run.rows.reduce(
@@ -198,7 +204,8 @@ export abstract class CountedWork {
     const corrects = isRun && isBlockwise && solver === "best" &&
       (settings.correction > 0 || settings.residualCorrection > 0);
     const count = candidateCount(calibrated, config), layers = this.#layers(config), runs = corrects ? 2 : 1;
-    const pass = this.pass(isRun ? fit : []), packed = this.packedBytes, tables = this.tableBytes;
+    const pass = this.pass(isRun ? fit : []), tables = this.tableBytes;
+    const packed = Math.min(this.solvedBytes(config), 2 * this.packedBytes);
     // Between stages: hidden states, and what the widest layers read.
     const kept = most(layers.map(({ cols }) => cols)) + this.keptBeside;
     const states = runs * (pass.statesBytes + 4 * pass.positions * kept);
@@ -215,7 +222,7 @@ export abstract class CountedWork {
     const lost = corrects ? pass.bytes / 2 : 0;
     return {
       name: count > 1 ? `solving ${count} candidates` : "solving",
-      bytes: pass.bytes + lost + solveBytes + tables + Math.min(2, count) * packed,
+      bytes: pass.bytes + lost + solveBytes + tables + packed,
       statesBytes: isRun ? states : 0,
       seconds: (timed) => {
         const ofStage = ({ names, cols, rows, forms, block }: SolvedStage, candidate: number) => {
@@ -295,7 +302,7 @@ export abstract class CountedWork {
     const after = rows.reduce((sum, { bytesAfter }) => sum + bytesAfter, 0);
     return {
       name: "writing",
-      bytes: this.packedBytes + this.tableBytes,
+      bytes: Math.min(this.solvedBytes(config), this.packedBytes) + this.tableBytes,
       statesBytes: 0,
       seconds: (timed) =>
         // Read and hashed; written, hashed, and read back.
