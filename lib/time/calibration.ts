@@ -302,7 +302,9 @@ export class CalibrationStatistics {
    * more than {@linkcode MAX_CALIBRATION_RUNS} runs
    * @throws {CalibrationError} when they would take more than {@linkcode MAX_STATISTICS_BYTES}
    */
-  constructor({ fingerprint, model, groups, inputs, second = "total", runs, load, isFresh }: StatisticsOptions) {
+  constructor(
+    { fingerprint, model, groups, inputs, second = "total", runs, load, isFresh }: StatisticsOptions,
+  ) {
     for (const [name, { cols, block = cols }] of inputs) {
       const doing = `calibrate ${JSON.stringify(name)}`;
       checkWhole(doing, "columns", cols, 1, MAX_MOMENT_COLS);

@@ -1,6 +1,14 @@
 /** Checkpoints of families that do not run here, solved from files of statistics alone. */
 import { afterAll, describe, expect, test } from "bun:test";
-import { copyFileSync, existsSync, readdirSync, readFileSync, statSync, utimesSync, writeFileSync } from "node:fs";
+import {
+  copyFileSync,
+  existsSync,
+  readdirSync,
+  readFileSync,
+  statSync,
+  utimesSync,
+  writeFileSync,
+} from "node:fs";
 import { join } from "node:path";
 import { resolveConfig } from "../../lib/config/mod.ts";
 import { readImportanceMatrix } from "../../lib/calibration/statistics/importance_matrix.ts";

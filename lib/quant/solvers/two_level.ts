@@ -87,7 +87,12 @@ export function solveTwoLevel(problem: MomentProblem, steps: Steps): Solution {
   }
   const packed = packCodes(kernels, best.codes, rows, cols, bits);
   const tensor = { ...levels, rows, cols, bits, groupSize, packed };
-  giveBack(best.codes, best.scale, best.zeroPoint, ...scales.flatMap(({ scale, zeroPoint }) => [scale, zeroPoint]));
+  giveBack(
+    best.codes,
+    best.scale,
+    best.zeroPoint,
+    ...scales.flatMap(({ scale, zeroPoint }) => [scale, zeroPoint]),
+  );
   return { tensor, objective: total(best.objective), firstObjective };
 }
 
