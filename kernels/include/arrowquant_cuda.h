@@ -22,7 +22,7 @@
 extern "C" {
 #endif
 
-#define AQ_CUDA_ABI_VERSION 8
+#define AQ_CUDA_ABI_VERSION 9
 
 #define AQ_E_DEVICE (-100) /* no device, no driver, or a driver older than the runtime */
 #define AQ_E_MEMORY (-101) /* the device or the host has no room left */
@@ -93,6 +93,17 @@ AQ_API int32_t aq_cuda_quantize_two_level(aq_cuda_buffer weights, int32_t dtype,
                                           aq_cuda_buffer column_weights, aq_cuda_buffer packed,
                                           aq_cuda_buffer sub_scale, aq_cuda_buffer sub_min, aq_cuda_buffer super_scale,
                                           aq_cuda_buffer super_min, aq_cuda_stream stream);
+
+/* aq_dequantize, to the bit. zero_point 0: symmetric. */
+AQ_API int32_t aq_cuda_dequantize(aq_cuda_buffer packed, aq_cuda_buffer scale, aq_cuda_buffer zero_point, size_t rows,
+                                  size_t cols, int32_t bits, size_t group_size, aq_cuda_buffer out, int32_t dtype,
+                                  aq_cuda_stream stream);
+
+/* aq_dequantize_two_level, to the bit. */
+AQ_API int32_t aq_cuda_dequantize_two_level(aq_cuda_buffer packed, aq_cuda_buffer sub_scale, aq_cuda_buffer sub_min,
+                                            aq_cuda_buffer super_scale, aq_cuda_buffer super_min, size_t rows,
+                                            size_t cols, int32_t bits, size_t group_size, int32_t scale_bits,
+                                            aq_cuda_buffer out, int32_t dtype, aq_cuda_stream stream);
 
 /* aq_dequantize_trellis, to the bit. */
 AQ_API int32_t aq_cuda_dequantize_trellis(aq_cuda_buffer packed, aq_cuda_buffer scale, aq_cuda_buffer offset, size_t rows,

@@ -201,6 +201,7 @@ static void run_shapes(void) {
 #include "cuda/solver.h"
 #include "cuda/copies.h"
 #include "cuda/forward.h"
+#include "cuda/dequantize.h"
 #include "cuda_trellis.h"
 #include "cuda/backward.h"
 #include "cuda/bench.h"
@@ -246,6 +247,7 @@ int main(int argc, char **argv) {
   run_tensor_products();
   run_solvers();
   run_forward();
+  run_dequantize();
   run_trellis_shapes();
   run_backward();
   run_refusals();

@@ -143,6 +143,7 @@ export function cudaPlan(architectures: readonly CudaArchitecture[] = ["80", "90
         "forward",
         "linear",
         "product",
+        "quantize/dequantize",
         "quantize/quantize",
         "quantize/two_level",
         "rows",

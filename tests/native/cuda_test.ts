@@ -18,7 +18,7 @@ import { attention } from "../../lib/native/functions.ts";
 import { type Kernels, openKernels } from "../../lib/native/mod.ts";
 import { unchecked } from "../../lib/native/kernels.ts";
 import { quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
-import { quantize } from "../../lib/quant/mod.ts";
+import { dequantize, quantize } from "../../lib/quant/mod.ts";
 import { openCheckpoint } from "../../lib/tensor/mod.ts";
 import type { WeightFormat } from "../../lib/quant/packed/layout.ts";
 import { correctedTarget, factorMoments } from "../../lib/quant/solvers/factored_moment.ts";
@@ -229,8 +229,11 @@ describe("backend", () => {
           { solver: "round", scaleBits: 6, groupSize: 128 },
         ] as const
       ) {
-        expect(quantize(gpu, weights, 37, 300, { bits, ...options }))
-          .toEqual(quantize(cpu, weights, 37, 300, { bits, ...options }));
+        const packed = quantize(gpu, weights, 37, 300, { bits, ...options });
+        expect(packed).toEqual(quantize(cpu, weights, 37, 300, { bits, ...options }));
+        for (const dtype of ["F32", "F16", "BF16"] as const) {
+          expect(dequantize(gpu, packed, dtype)).toEqual(dequantize(cpu, packed, dtype));
+        }
       }
     }
     const wrong = { data: weights.data.slice(), dtype: "F32" } as const;
@@ -567,11 +570,11 @@ describe("bench.ts --suite kernels --backend cuda", () => {
     using cpu = await openKernels({ backend: "cpu" });
     const { rows, goals, skipped }: SuiteReport = measureCuda(cuda, cpu, true, () => {});
     expect(rows[0]).toMatchObject({ kernel: "copy", ofCopy: 1 });
-    expect(rows.length).toBe(6);
+    expect(rows.length).toBe(9);
     for (const row of rows) {
       expect(row["milliseconds"]).toBeGreaterThan(0);
       expect(row["ofCopy"]).toBeGreaterThan(0);
     }
-    expect([goals.length, skipped]).toEqual([3, []]);
+    expect([goals.length, skipped]).toEqual([6, []]);
   }, 120_000);
 });

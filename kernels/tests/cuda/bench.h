@@ -128,6 +128,18 @@ static void bench_quantizing(size_t rows, size_t cols) {
   printf("%-44s %9.2f 10^9 weights a second\n", "the same", rate / moved * n * 1e-9);
 }
 
+static void bench_dequantizing(size_t rows, size_t cols) {
+  const double n = (double)rows * (double)cols;
+  const bench_buffer packed(rows * cols / 2, repeated(1.0f)), halves(rows * cols / 64 * 2, constants<uint16_t>(0x2c00)), out(rows * cols * 2);
+  for (int32_t bits : {4, 2}) {
+    char what[80];
+    snprintf(what, sizeof what, "dequantize, %d bits, group 64, to bfloat16", (int)bits);
+    bench(what, n * (2 + bits / 8.0) + n / 16, 0, [&] {
+      return aq_cuda_dequantize(packed.handle, halves.handle, halves.handle, rows, cols, bits, 64, out.handle, AQ_BF16, stream);
+    });
+  }
+}
+
 /* The same product by cuBLAS. */
 static void bench_cublas(size_t tokens, size_t rows, size_t cols) {
   char what[80];
@@ -144,6 +156,7 @@ static void run_bench(bool small) {
          bfloat_peak * 1e-12);
   const size_t width = small ? 64 : 3584, inner = small ? 128 : 18944, tokens = small ? 32 : 4096;
   bench_quantizing(small ? 64 : 16384, small ? 128 : 16384);
+  bench_dequantizing(small ? 64 : 16384, small ? 128 : 16384);
   bench_solver(width, tokens);
   const bench_buffer x(tokens * inner * 4, repeated(1.0f)), out(tokens * inner * 4);
   for (size_t count : {(size_t)1, small ? (size_t)8 : (size_t)256, tokens}) {

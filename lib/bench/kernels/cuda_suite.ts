@@ -1,5 +1,5 @@
 /**
- * The kernel suite on a GPU: quantizing by the device's own clock, beside a copy within the device's memory
+ * The kernel suite on a GPU: quantizing and dequantizing by the device's own clock, beside a copy within the device's memory
  * in the same run. Each kernel's result is compared with the CPU's before it is timed.
  */
 import { environmentOf } from "../../eval/environment.ts";
@@ -7,7 +7,7 @@ import { summarize } from "../../eval/statistics.ts";
 import { type CudaKernels, describeCudaStatus } from "../../native/cuda/mod.ts";
 import { DeviceMemory } from "../../native/cuda/memory.ts";
 import type { Kernels } from "../../native/mod.ts";
-import { convertFloats, quantize, type QuantizeOptions } from "../../quant/mod.ts";
+import { convertFloats, dequantize, quantize, type QuantizeOptions } from "../../quant/mod.ts";
 import { gaussianWeights } from "../random.ts";
 import type { Goal, SuiteReport } from "../suite.ts";
 import type { KernelRow } from "./bench.ts";
@@ -96,6 +96,13 @@ function measure(memory: DeviceMemory, scale: CudaScale, of: CudaCase): CudaRow 
   };
 }
 
+/** What is dequantized, to bfloat16 as checkpoints have it. */
+const DEQUANTIZED = [
+  { name: "4 bits, g 64", options: { bits: 4, groupSize: 64, solver: "round" } },
+  { name: "2 bits, g 64", options: { bits: 2, groupSize: 64, solver: "round" } },
+  { name: "two levels, 2 bits, g 16", options: { bits: 2, groupSize: 16, scaleBits: 4, solver: "round" } },
+] as const satisfies typeof SETTINGS;
+
 /** The parts of a quantized matrix in the order of the kernels' parameters. */
 function partsOf(tensor: ReturnType<typeof quantize>): ArrayBufferView<ArrayBuffer>[] {
   return tensor.scaleBits !== undefined
@@ -144,11 +151,51 @@ function quantizeCase(
   };
 }
 
+/** Dequantizing a matrix whose rows repeat those of `host`, quantized. */
+function dequantizeCase(
+  memory: DeviceMemory,
+  cpu: Kernels,
+  scale: CudaScale,
+  { name, options }: (typeof DEQUANTIZED)[number],
+  out: bigint,
+  host: Uint16Array<ArrayBuffer>,
+): CudaCase {
+  const { cuda: { calls, size }, stream } = memory, { rows, cols } = scale, kernel = `dequantize, ${name}`;
+  const tensor = quantize(cpu, { data: host, dtype: "BF16" }, HOST_ROWS, cols, options);
+  const expected = dequantize(cpu, tensor, "BF16"), bf16 = DTYPE_NUMBERS.BF16;
+  const parts = partsOf(tensor), sizes = parts.map((part) => part.byteLength / HOST_ROWS * rows);
+  const handles = parts.map((part, i) => {
+    const handle = memory.allocate(sizes[i]!);
+    for (let at = 0; at < sizes[i]!; at += part.byteLength) memory.upload(part, handle, at);
+    return handle;
+  });
+  const shape = [size(rows), size(cols), options.bits, size(options.groupSize)] as const;
+  const [packed, first, second, third, fourth] = handles as [bigint, bigint, bigint, bigint, bigint];
+  return {
+    kernel,
+    bytes: rows * cols * 2 + sizes.reduce((a, b) => a + b),
+    weights: rows * cols,
+    call: () =>
+      "scaleBits" in options
+        ? calls.aq_cuda_dequantize_two_level(
+          ...[packed, first, second, third, fourth, ...shape, options.scaleBits, out, bf16, stream] as const,
+        )
+        : calls.aq_cuda_dequantize(packed, first, second, ...shape, out, bf16, stream),
+    check: () => {
+      for (const offset of [0, rows * cols * 2 - expected.byteLength]) { // first rows and last
+        const found = new Uint8Array(expected.byteLength);
+        memory.download(out, found, offset);
+        expectEqual(kernel, found, expected);
+      }
+    },
+  };
+}
+
 function goalOf(goal: string, measured: number, least: number): Goal {
   return { goal, wanted: `≥ ${least}`, measured: measured.toFixed(3), met: measured >= least };
 }
 
-/** Measures the CUDA kernels that quantize. @throws {Error} when one fails, or gives other than `cpu` */
+/** Measures the CUDA kernels that quantize and dequantize. @throws {Error} when one fails, or gives other than `cpu` */
 export function measureCuda(
   cuda: CudaKernels,
   cpu: Kernels,
@@ -168,7 +215,10 @@ export function measureCuda(
     bytes: 2 * bytes,
     call: () => cuda.calls.aq_cuda_copy(weights, copied, cuda.size(bytes), memory.stream),
   };
-  const cases = SETTINGS.map((setting) => quantizeCase(memory, cpu, scale, setting, weights, host));
+  const cases = [
+    ...SETTINGS.map((setting) => quantizeCase(memory, cpu, scale, setting, weights, host)),
+    ...DEQUANTIZED.map((setting) => dequantizeCase(memory, cpu, scale, setting, copied, host)),
+  ];
   const measured = [copy, ...cases].map((of) => {
     progress(`${of.kernel}, ${rows} x ${cols}`);
     return measure(memory, scale, of);
@@ -197,7 +247,7 @@ export function measureCuda(
     }],
     rows: table.map((row) => ({ ...circumstances, device, shape: [rows, cols], ...row, runtime, processor })),
     goals: table.flatMap((row) => {
-      if (row.kernel.startsWith("quantize, round")) {
+      if (row.kernel.startsWith("quantize, round") || row.kernel.startsWith("dequantize")) {
         return [goalOf(`${row.kernel}: of the copy's bandwidth`, row.ofCopy, 0.8)];
       }
       return row.kernel.startsWith("quantize, clip")
