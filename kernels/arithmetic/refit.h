@@ -34,4 +34,25 @@ AQ_FUNCTION int aq_best_grid(const double sums[4], double ones, int32_t kind, aq
   return 1;
 }
 
+/* A row's new scale and offset for a group by least squares, given its codes. With u the levels, H the moment and p
+ * the gradient: sums u H u, 1 H u, u p and 1 p. 0 where the objective would not fall, or the new pair could not be
+ * stored. */
+AQ_FUNCTION int aq_best_line(const double sums[4], double ones, float *scale, float *offset) {
+  const double uu = sums[0], ou = sums[1], up = sums[2], op = sums[3], determinant = uu * ones - ou * ou;
+  if (!(uu > 0)) return 0;
+  const int both = ones > 0 && determinant > 1e-7 * uu * ones;
+  const double a = both ? (up * ones - op * ou) / determinant : up / uu;
+  const float next = aq_round_half((float)((double)*scale + a));
+  if (next == 0 || !(next - next == 0)) return 0;
+  const double s = (double)(next - *scale);
+  float shifted = *offset;
+  if (both) shifted = aq_round_half((float)((double)shifted + (op - s * ou) / ones)); /* best for the rounded scale */
+  if (!(shifted - shifted == 0)) return 0;
+  const double o = (double)(shifted - *offset);
+  if (!(2 * (s * up + o * op) > s * s * uu + 2 * s * o * ou + o * o * ones)) return 0;
+  *scale = next;
+  *offset = shifted;
+  return 1;
+}
+
 #endif

@@ -1,39 +1,12 @@
 /* rows.cu: error feedback, and descent over codes with refits, against a layer's second moment: the CPU's bytes. A warp
  * has a row; its lanes have the columns of a part side by side, and what one column means for the others is exchanged
  * by shuffles. What a block of columns means for all others is one product. */
-#include "product.h"
+#include "rows.h"
 
 #include "../arithmetic/refit.h"
 
-#define AQ_WARPS (AQ_BLOCK / 32)
-#define AQ_PART 32           /* columns whose errors are carried on one after the other */
 #define AQ_DESCENT_BLOCK 128 /* columns of a sweep, or a wider group's */
 #define AQ_STEP_BLOCK 256    /* columns that all others take at once: a multiple of every group's */
-#define AQ_ALL_LANES 0xffffffffu
-
-static unsigned warp_blocks(size_t rows) { return aq_cuda_blocks(rows, AQ_WARPS); }
-static unsigned thread_blocks(size_t threads) { return aq_cuda_blocks(threads, AQ_BLOCK); }
-
-AQ_DEVICE size_t lane_of(void) { return threadIdx.x % 32; }
-AQ_DEVICE size_t first_row(void) { return (size_t)blockIdx.x * AQ_WARPS + threadIdx.x / 32; }
-AQ_DEVICE size_t row_step(void) { return (size_t)gridDim.x * AQ_WARPS; }
-
-/* Checks ------------------------------------------------------------------------------------------------- */
-
-static __global__ void __launch_bounds__(AQ_BLOCK) check_finite(const float *values, size_t n, int32_t fault,
-                                                                int32_t *faults) {
-  int found = 0;
-  for (size_t i = aq_thread(); i < n; i += aq_all_threads()) found |= !(values[i] - values[i] == 0);
-  if (__syncthreads_or(found) && threadIdx.x == 0) atomicOr(faults, fault);
-}
-
-static __global__ void __launch_bounds__(AQ_BLOCK) check_grids(const float *scale, const float *zero_point, size_t n,
-                                                               int32_t *faults) {
-  int found = 0;
-  for (size_t i = aq_thread(); i < n; i += aq_all_threads())
-    found |= scale[i] == 0 || !(scale[i] - scale[i] == 0) || !(zero_point[i] - zero_point[i] == 0);
-  if (__syncthreads_or(found) && threadIdx.x == 0) atomicOr(faults, (int32_t)AQ_FAULT_COLUMN_WEIGHT);
-}
 
 static __global__ void __launch_bounds__(AQ_BLOCK) check_order(const int32_t *order, size_t cols, size_t block,
                                                                int32_t *faults) {
@@ -41,58 +14,6 @@ static __global__ void __launch_bounds__(AQ_BLOCK) check_order(const int32_t *or
   for (size_t k = aq_thread(); k < cols; k += aq_all_threads())
     found |= order[k] < 0 || (size_t)order[k] >= cols || (size_t)order[k] / block != k / block;
   if (__syncthreads_or(found) && threadIdx.x == 0) atomicOr(faults, (int32_t)AQ_FAULT_VALUE);
-}
-
-static __global__ void __launch_bounds__(AQ_BLOCK) check_codes(const uint8_t *codes, size_t n, int32_t bits,
-                                                               int32_t *faults) {
-  int found = 0;
-  for (size_t i = aq_thread(); i < n; i += aq_all_threads()) found |= codes[i] >> bits;
-  if (__syncthreads_or(found) && threadIdx.x == 0) atomicOr(faults, (int32_t)AQ_FAULT_VALUE);
-}
-
-/* What both solve: rows of weights on grids, against a moment in blocks on its diagonal. */
-struct rows_job {
-  const float *weights; /* [rows, cols] */
-  size_t rows, cols;
-  int32_t bits;
-  size_t group_size, groups, block;
-  float *scale, *zero_point; /* [rows, groups] */
-  uint8_t *codes;
-  double *objective; /* [rows] */
-};
-
-static size_t block_elements(size_t cols, size_t block) {
-  return cols / block * block * block + cols % block * (cols % block);
-}
-
-/* Checks sizes, and puts checks of values on the stream. */
-static int32_t check_rows(const aq_stream_state *on, aq_cuda_buffer weights, size_t rows, size_t cols, int32_t bits,
-                          size_t group_size, size_t block, aq_cuda_buffer scale, aq_cuda_buffer zero_point,
-                          aq_cuda_buffer codes, aq_cuda_buffer objective, rows_job *job) {
-  if (!aq_bits_allowed(bits)) return AQ_E_ARGUMENT;
-  const size_t group = aq_group_columns(group_size, cols);
-  if (group == 0 || cols > AQ_MAX_SOLVER_COLS || !aq_counts_allowed(rows, cols)) return AQ_E_SHAPE;
-  if (block == 0 || block > cols || (block % group != 0 && group < cols && block < cols)) return AQ_E_SHAPE;
-  const size_t groups = (cols - 1) / group + 1;
-  int32_t status = AQ_OK;
-  *job = {aq_cuda_view<float>(weights, rows * cols, on, &status),
-          rows,
-          cols,
-          bits,
-          group,
-          groups,
-          block,
-          aq_cuda_view<float>(scale, rows * groups, on, &status),
-          aq_cuda_view<float>(zero_point, rows * groups, on, &status),
-          aq_cuda_view<uint8_t>(codes, rows * cols, on, &status),
-          aq_cuda_view<double>(objective, rows, on, &status)};
-  if (status == AQ_OK) status = aq_cuda_clear_faults(on);
-  if (status != AQ_OK) return status;
-  aq_launch(on, check_grids, thread_blocks(rows * groups), AQ_BLOCK, 0, job->scale, job->zero_point, rows * groups,
-            on->faults);
-  aq_launch(on, check_finite, thread_blocks(rows * cols), AQ_BLOCK, 0, job->weights, rows * cols,
-            (int32_t)AQ_FAULT_NONFINITE, on->faults);
-  return AQ_OK;
 }
 
 /* Feedback ----------------------------------------------------------------------------------------------- */
@@ -238,48 +159,10 @@ AQ_DEVICE float value_of(const rows_job &job, size_t row, size_t col) {
   return job.scale[at] * ((float)job.codes[row * job.cols + col] - job.zero_point[at]);
 }
 
-static __global__ void __launch_bounds__(AQ_BLOCK) sum_rows(refine_job job) {
-  const rows_job &own = job.own;
-  for (size_t k = aq_thread(); k < own.cols; k += aq_all_threads()) {
-    const size_t first = k / own.block * own.block, size = aq_smaller(own.block, own.cols - first);
-    const size_t group = k / own.group_size * own.group_size;
-    const float *row = job.moment + k / own.block * own.block * own.block + (k - first) * size;
-    double sum = 0;
-    for (size_t j = group > first ? group - first : 0; j < aq_smaller(group + own.group_size - first, size); j++)
-      sum += (double)row[j];
-    job.ones[k] = (float)sum;
-  }
-}
-
-static __global__ void __launch_bounds__(AQ_BLOCK) sum_groups(refine_job job) {
-  const rows_job &own = job.own;
-  for (size_t g = aq_thread(); g < own.groups; g += aq_all_threads()) {
-    double sum = 0;
-    for (size_t k = g * own.group_size; k < aq_smaller((g + 1) * own.group_size, own.cols); k++)
-      sum += (double)job.ones[k];
-    job.group_sums[g] = sum;
-  }
-}
-
 static __global__ void __launch_bounds__(AQ_BLOCK) errors_of(refine_job job) {
   const rows_job &own = job.own;
   for (size_t i = aq_thread(); i < own.rows * own.cols; i += aq_all_threads())
     job.products[i] = own.weights[i] - value_of(own, i / own.cols, i % own.cols);
-}
-
-/* Sums of parts of AQ_PART columns, each lane those of a part, added up in double in the parts' order. `add(k, sums)`
- * adds what column k means to the part's N sums. */
-template <int N, class Add>
-AQ_DEVICE void sum_parts(size_t cols, double totals[N], const Add &add) {
-  for (int i = 0; i < N; i++) totals[i] = 0;
-  for (size_t first = 0; first < cols; first += 32 * AQ_PART) {
-    const size_t begin = aq_smaller(first + lane_of() * AQ_PART, cols), end = aq_smaller(begin + AQ_PART, cols);
-    float sums[N] = {};
-    for (size_t k = begin; k < end; k++) add(k, sums);
-    const size_t parts = (aq_smaller(first + 32 * AQ_PART, cols) - first - 1) / AQ_PART + 1;
-    for (size_t part = 0; part < parts; part++)
-      for (int i = 0; i < N; i++) totals[i] += (double)__shfl_sync(AQ_ALL_LANES, sums[i], (int)part);
-  }
 }
 
 static __global__ void __launch_bounds__(AQ_BLOCK) objective_rows(refine_job job, double *objective) {
@@ -487,43 +370,6 @@ static void descend(const aq_stream_state *on, const refine_job &job, int32_t sw
   }
 }
 
-/* out = products of a [rows, cols] with the moment. */
-static void multiply_moment(const aq_stream_state *on, const refine_job &job, const float *a, float *out) {
-  const size_t n = job.own.cols;
-  const float *moment = job.moment;
-  for (size_t begin = 0, size = 0; begin < n; begin += job.own.block, moment += size * size) {
-    size = job.own.block < n - begin ? job.own.block : n - begin;
-    aq_product p = {};
-    p.a = a + begin;
-    p.a_row = (ptrdiff_t)n;
-    p.b = moment;
-    p.b_row = (ptrdiff_t)size;
-    p.a_col = p.b_col = 1;
-    p.c = out + begin;
-    p.c_row = n;
-    p.k = p.cols = size;
-    p.rows = job.own.rows;
-    aq_cuda_product(on, p);
-  }
-}
-
-/* What a row's descent has found, where that is better. */
-static __global__ void __launch_bounds__(AQ_BLOCK) keep_better(refine_job job, rows_job kept) {
-  const rows_job &own = job.own;
-  for (size_t row = first_row(); row < own.rows; row += row_step()) {
-    const double improved = job.improved[row];
-    const bool better = improved < kept.objective[row];
-    __syncwarp(); /* all lanes have read the objective */
-    if (!better) continue;
-    if (lane_of() == 0) kept.objective[row] = improved;
-    for (size_t k = row * own.cols + lane_of(); k < (row + 1) * own.cols; k += 32) kept.codes[k] = own.codes[k];
-    for (size_t g = row * own.groups + lane_of(); g < (row + 1) * own.groups; g += 32) {
-      kept.scale[g] = own.scale[g];
-      kept.zero_point[g] = own.zero_point[g];
-    }
-  }
-}
-
 /* Cuts the arrays of a descent out of memory. */
 static void cut_work(aq_cutter &work, refine_job &job) {
   rows_job &own = job.own;
@@ -555,8 +401,8 @@ static int32_t refine(const aq_stream_state *on, const refine_job &job, const ro
   aq_launch(on, objective_rows, warp_blocks(own.rows), AQ_BLOCK, 0, job, kept.objective);
   if (rounds == 0) return aq_cuda_read_faults(on);
   if (job.refits_groups || job.refits_row) {
-    aq_launch(on, sum_rows, thread_blocks(own.cols), AQ_BLOCK, 0, job);
-    aq_launch(on, sum_groups, thread_blocks(own.groups), AQ_BLOCK, 0, job);
+    aq_launch(on, sum_rows<refine_job>, thread_blocks(own.cols), AQ_BLOCK, 0, job);
+    aq_launch(on, sum_groups<refine_job>, thread_blocks(own.groups), AQ_BLOCK, 0, job);
   }
   if (job.refits_row) {
     error = cudaMemsetAsync(job.products, 0, elements * sizeof(float), on->stream);
@@ -568,7 +414,7 @@ static int32_t refine(const aq_stream_state *on, const refine_job &job, const ro
     descend(on, job, sweeps);
   }
   aq_launch(on, objective_rows, warp_blocks(own.rows), AQ_BLOCK, 0, job, job.improved);
-  aq_launch(on, keep_better, warp_blocks(own.rows), AQ_BLOCK, 0, job, kept);
+  aq_launch(on, keep_better<refine_job>, warp_blocks(own.rows), AQ_BLOCK, 0, job, kept);
   return aq_cuda_read_faults(on);
 }
 

@@ -158,6 +158,18 @@ AQ_API int32_t aq_cuda_refine_codes(aq_cuda_buffer weights, size_t rows, size_t 
                                     int32_t rounds, int32_t sweeps, aq_cuda_buffer codes, aq_cuda_buffer scale,
                                     aq_cuda_buffer zero_point, aq_cuda_buffer objective, aq_cuda_stream stream);
 
+/* Waits. */
+AQ_API int32_t aq_cuda_search_trellis(aq_cuda_buffer weights, size_t rows, size_t cols, int32_t bits, size_t group_size,
+                                      aq_cuda_buffer table, int32_t survivors, aq_cuda_buffer scale,
+                                      aq_cuda_buffer offset, size_t block, aq_cuda_buffer factor, aq_cuda_buffer pivots,
+                                      aq_cuda_buffer codes, aq_cuda_buffer objective, aq_cuda_stream stream);
+
+/* Waits. */
+AQ_API int32_t aq_cuda_settle_trellis(aq_cuda_buffer weights, size_t rows, size_t cols, int32_t bits, size_t group_size,
+                                      aq_cuda_buffer table, size_t block, aq_cuda_buffer moment, int32_t refit,
+                                      int32_t rounds, aq_cuda_buffer codes, aq_cuda_buffer scale,
+                                      aq_cuda_buffer offset, aq_cuda_buffer objective, aq_cuda_stream stream);
+
 /* Forward passes ------------------------------------------------------------------------------------------
  *
  * The functions of arrowquant.h of the same names, within tolerances: another order of additions, exponentials in

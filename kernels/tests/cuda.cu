@@ -203,6 +203,7 @@ static void run_shapes(void) {
 #include "cuda/forward.h"
 #include "cuda/dequantize.h"
 #include "cuda_trellis.h"
+#include "cuda/trellis_solver.h"
 #include "cuda/backward.h"
 #include "cuda/bench.h"
 
@@ -249,6 +250,7 @@ int main(int argc, char **argv) {
   run_forward();
   run_dequantize();
   run_trellis_shapes();
+  run_trellis_solvers();
   run_backward();
   run_refusals();
   require(aq_cuda_free_stream(stream), "free the stream");

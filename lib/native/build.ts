@@ -149,7 +149,8 @@ export function cudaPlan(architectures: readonly CudaArchitecture[] = ["80", "90
         "rows",
         "solver",
         "tensor",
-        "trellis",
+        "trellis/products",
+        "trellis/solver",
       ].map((
         name,
       ) => `${name}.cu`),

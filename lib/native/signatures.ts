@@ -108,6 +108,8 @@ export const CUDA_SIGNATURES = {
   aq_cuda_clipped_grids: "handle usize usize i32 usize i32 f32 handle handle handle",
   aq_cuda_quantize_feedback: "handle usize usize i32 usize handle handle usize handle handle handle handle handle handle",
   aq_cuda_refine_codes: "handle usize usize i32 usize i32 usize handle i32 i32 i32 handle handle handle handle handle",
+  aq_cuda_search_trellis: "handle usize usize i32 usize handle i32 handle handle usize handle handle handle handle handle",
+  aq_cuda_settle_trellis: "handle usize usize i32 usize handle usize handle i32 i32 handle handle handle handle handle",
   aq_cuda_linear: "handle usize handle i32 handle usize usize handle handle",
   aq_cuda_linear_packed: "handle usize handle handle handle handle usize usize i32 usize handle handle",
   aq_cuda_linear_two_level: "handle usize handle handle handle handle handle handle usize usize i32 usize i32 handle handle",

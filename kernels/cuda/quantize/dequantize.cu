@@ -25,11 +25,11 @@ AQ_DEVICE void store_chunk(const float values[AQ_CHUNK], size_t n, void *out, si
         for (int k = 0; k < 4; k++) words.at[k] = aq_float_bits(values[4 * half + k]);
         write16((float *)out + first + 4 * half, words);
       }
-      return;
+    } else {
+      for (int k = 0; k < 4; k++)
+        words.at[k] = (uint32_t)half_of<DTYPE>(values[2 * k]) | (uint32_t)half_of<DTYPE>(values[2 * k + 1]) << 16;
+      write16((uint16_t *)out + first, words);
     }
-    for (int k = 0; k < 4; k++)
-      words.at[k] = (uint32_t)half_of<DTYPE>(values[2 * k]) | (uint32_t)half_of<DTYPE>(values[2 * k + 1]) << 16;
-    write16((uint16_t *)out + first, words);
     return;
   }
   for (size_t k = 0; k < n; k++) {

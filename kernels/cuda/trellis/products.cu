@@ -1,8 +1,8 @@
-/* trellis.cu: matrices of trellis codes: dequantizing, and products with float32 and 8-bit activations. The levels'
+/* products.cu: matrices of trellis codes: dequantizing, and products with float32 and 8-bit activations. The levels'
  * table lies in shared memory. Float32 activations of many tokens go through tensor cores. */
-#include "tensor.h"
+#include "../tensor.h"
 
-#include "../arithmetic/trellis.h"
+#include "../../arithmetic/trellis.h"
 
 #define AQ_WARP 32
 #define AQ_WARPS (AQ_BLOCK / AQ_WARP)
