@@ -202,7 +202,7 @@ static void run_shapes(void) {
 #include "cuda/copies.h"
 #include "cuda/forward.h"
 #include "cuda/dequantize.h"
-#include "cuda_trellis.h"
+#include "cuda/trellis.h"
 #include "cuda/trellis_solver.h"
 #include "cuda/backward.h"
 #include "cuda/bench.h"
