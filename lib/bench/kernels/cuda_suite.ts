@@ -1,6 +1,6 @@
 /**
- * The kernel suite on a GPU: quantizing and dequantizing by the device's own clock, beside a copy within the device's memory
- * in the same run. Each kernel's result is compared with the CPU's before it is timed.
+ * The kernel suite on a GPU: quantizing and dequantizing by the device's own clock, beside a copy within the
+ * device's memory in the same run. Each kernel's result is compared with the CPU's before it is timed.
  */
 import { environmentOf } from "../../eval/environment.ts";
 import { summarize } from "../../eval/statistics.ts";
@@ -195,7 +195,11 @@ function goalOf(goal: string, measured: number, least: number): Goal {
   return { goal, wanted: `≥ ${least}`, measured: measured.toFixed(3), met: measured >= least };
 }
 
-/** Measures the CUDA kernels that quantize and dequantize. @throws {Error} when one fails, or gives other than `cpu` */
+/**
+ * Measures the CUDA kernels that quantize and dequantize.
+ *
+ * @throws {Error} when one fails, or gives other than `cpu`
+ */
 export function measureCuda(
   cuda: CudaKernels,
   cpu: Kernels,
