@@ -113,7 +113,7 @@ export function planQuantization(checkpoint: Checkpoint, config: Config, bitPlan
     warnings: [
       ...nothingQuantized(rows),
       ...withoutTrellis(rows, config),
-      ...ofUnknownFamily(rows),
+      ...ofUnknownFamily(rows, context),
       ...fallbacks(rows),
       ...unmatched(names, config),
       ...overruled(rows, config),
@@ -270,17 +270,18 @@ function overruled(rows: readonly PlanRow[], config: Config): string[] {
   });
 }
 
-/** The warning of a model whose family is not known, where that keeps something. */
-function ofUnknownFamily(rows: readonly PlanRow[]): string[] {
+/** The warning of a model whose family is not known: what is kept of it and why. */
+function ofUnknownFamily(rows: readonly PlanRow[], { family, hasBlocks }: RuleContext): string[] {
+  if (family !== undefined || !rows.some(({ action }) => action === "quantize")) return [];
   const kept = rows.filter(({ reason }) => reason === "unknown family"), [first] = kept;
-  if (first === undefined) return [];
-  return [
-    `the family is not known by names or config.json: ${kept.length} ${
-      kept.length === 1 ? "matrix" : "matrices"
-    } outside its numbered blocks ${kept.length === 1 ? "is" : "are"} kept, as ${
-      quote(first.name)
-    }; a tensor's full name in layer_bit_widths quantizes it`,
-  ];
+  const what = first !== undefined
+    ? `${kept.length} ${kept.length === 1 ? "matrix" : "matrices"} outside its numbered blocks ${
+      kept.length === 1 ? "is" : "are"
+    } kept, as ${quote(first.name)}; a tensor's full name in layer_bit_widths quantizes it`
+    : `${
+      hasBlocks ? "" : "its names have no numbered blocks, and "
+    }only the rules by name choose what is kept; --dry-run shows it`;
+  return [`the family is not known by names or config.json: ${what}`];
 }
 
 /** The warning of a plan that keeps everything, with its most frequent reasons. */

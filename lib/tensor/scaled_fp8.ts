@@ -35,6 +35,8 @@ export interface ScaledFp8 {
 
 /** Types of scales. F8_E8M0 is an exponent alone. */
 const SCALE_DTYPES: readonly Dtype[] = ["F32", "BF16", "F16", "F64", "F8_E8M0"];
+/** Types of weights that need no scale. */
+const PLAIN: readonly Dtype[] = ["F32", "F16", "BF16", "F64"];
 /** Largest scale tensor: it is read whole, and has one element for 128 weights or more where it has many. */
 const MAX_SCALES = 2 ** 24;
 /** Entries beside a weight that say nothing about its values: scales of activations, and ComfyUI's label. */
@@ -94,12 +96,31 @@ export function scaledFp8(
     hidden.add(found.scale.info.name);
     for (const part of WITHOUT_EFFECT) hidden.add(beside(name, part));
   }
+  for (const [name, weight] of parts.length > 0 ? strayScales(all) : []) {
+    const owner = all.get(weight), shown = quote(name);
+    if (owner === undefined) faults.push(`${shown} without ${quote(weight)}`);
+    else if (!PLAIN.includes(owner.info.dtype)) continue;
+    else if (isOne(all.get(name)!)) hidden.add(name);
+    else faults.push(`${quote(weight)} in ${owner.info.dtype} with ${shown}, which may be in it already or not`);
+  }
   if (tensors.size > 0 && saysScaled) {
     for (const [name, { info }] of all) if (info.elements === 1 && OF_CACHE.test(name)) hidden.add(name);
   }
   const more = faults.length > 1 ? ` (and ${faults.length - 1} more)` : "";
   return { tensors, hidden, fault: faults.length === 0 ? undefined : faults[0] + more };
 }
+
+/** Scales by their names alone, with the weights that they would be of. */
+function strayScales(all: ReadonlyMap<string, PlacedTensor>): [scale: string, weight: string][] {
+  return [...all.keys()].flatMap((name): [string, string][] => {
+    const module = /^(.*\.)(?:scale_weight|weight_scale(?:_inv)?)$/.exec(name)?.[1];
+    return module === undefined ? [] : [[name, `${module}weight`]];
+  });
+}
+
+/** Whether a scale changes nothing. */
+const isOne = (scale: PlacedTensor) =>
+  SCALE_DTYPES.includes(scale.info.dtype) && scale.info.elements === 1 && valuesOf(scale)[0] === 1;
 
 /** By FP8 tensor, an entry that its values depend on in a way that is not known here. */
 function unreadScales(

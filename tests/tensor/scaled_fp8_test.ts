@@ -205,6 +205,21 @@ test("FP8 weights whose scales cannot be read are none, by name", () => {
       quantization_config: { transform_config: { config_groups: {} } },
     }],
   ];
+  const scaled = { [W]: weight, scaled_fp8: codes([2]), "a.scale_weight": floats([]) };
+  const plain = { "b.weight": floats([4, 4]) }, scale = { "b.scale_weight": floats([], [2]) };
+  for (const [what, tensors] of [['"b.scale_weight" without "b.weight"', scale], [
+    '"b.weight" in F32 with "b.scale_weight"',
+    { ...plain, ...scale },
+  ]] as const) {
+    using checkpoint = openCheckpoint(writeCheckpoint(place.fresh("in"), { ...scaled, ...tensors }, {}));
+    expect(checkpoint.foreign ?? "read").toContain(what);
+  }
+  {
+    const one = { ...scaled, ...plain, "b.scale_weight": floats([], [1]) };
+    using checkpoint = openCheckpoint(writeCheckpoint(place.fresh("in"), one, {}));
+    expect([...checkpoint.tensors.keys()].sort()).toEqual([W, "b.weight"]);
+    expect(checkpoint.foreign).toBe(undefined);
+  }
   // spellings of nobody that is known: raw codes are no weights beside any of them
   const STRANGE =
     "weight_scaling weight_scales w_scale scales scale_inv weight.scale weight_quant_scale dequant_scale weight_amax weight_s qscale scale_w weight_offset";
