@@ -48,7 +48,7 @@ async function run(parsed: Options, { signal }: Context): Promise<void> {
   const [path] = parsed.operands("MODEL");
   const display = new ProgressDisplay(flags.quiet || flags.json);
   const chosen = await chosenKernels(values, display.log);
-  using checkpoint = openCheckpoint(path, { variant: values.variant });
+  using checkpoint = openCheckpoint(path, { variant: values.variant, subfolder: values.subfolder });
   for (const note of checkpoint.notes) display.log(`input: ${printable(note)}`);
   const described = modelConfig(checkpoint);
   const misplaced = foreignTo(described.kind).find((name) => values[name] !== undefined) ??

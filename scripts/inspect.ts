@@ -88,7 +88,7 @@ async function run(parsed: Arguments<typeof USAGE>, { signal }: Context): Promis
   const { flags, values } = parsed, [path] = parsed.operands("PATH");
   const chosen = await chosenKernels(values, new ProgressDisplay(false).log);
 
-  using checkpoint = openCheckpoint(path, { variant: values.variant });
+  using checkpoint = openCheckpoint(path, { variant: values.variant, subfolder: values.subfolder });
   const { foreign } = checkpoint;
   const layers = foreign === undefined ? packedLayers(checkpoint) : new Map<string, PackedLayer>();
   const notes = [...checkpoint.notes, ...recognised(checkpoint)];

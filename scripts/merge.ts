@@ -124,6 +124,7 @@ async function mergeShards(
     resume,
     force,
     variant: values.variant,
+    subfolder: values.subfolder,
     signal,
     onProgress,
     onEvent,

@@ -296,13 +296,16 @@ function checkedTask(parsed: Options) {
   const { flags, values } = parsed,
     isSavedOnly = parsed.positionals.length === 1 && values["save-calibration"] !== undefined;
   const [input, output = ""] = isSavedOnly ? parsed.operands("MODEL") : parsed.operands("MODEL", "OUT");
-  const { resume, force } = outputMode(flags), { variant } = values;
+  const { resume, force } = outputMode(flags), { variant, subfolder } = values;
   if (values.report !== undefined) {
     if (flags["dry-run"]) throw new UsageError("--dry-run writes nothing: there is nothing to report");
     if (parsed.lists.lora.length > 0) {
       throw new UsageError(
         "--report compares with the weights of MODEL: leave --lora out, or merge it first",
       );
+    }
+    if (subfolder !== undefined) {
+      throw new UsageError("--report opens OUT as one model: leave it out with --subfolder");
     }
     if (resolve(values.report) === resolve(output)) throw new UsageError("--report must not be OUT itself");
   }
@@ -313,7 +316,7 @@ function checkedTask(parsed: Options) {
     throw new UsageError(`--together must be a number of minutes above 0, got ${minutes}`);
   }
   const togetherMilliseconds = minutes === undefined ? undefined : minutes * 60_000;
-  const task = { input, output, resume, force, variant, maxMemoryBytes, loras, togetherMilliseconds };
+  const task = { input, output, resume, force, variant, subfolder, maxMemoryBytes, loras, togetherMilliseconds };
   if (path === undefined) {
     if (groupMoments) throw new UsageError("--save-group-moments needs --save-calibration FILE");
     return { ...task, saveCalibration: undefined };

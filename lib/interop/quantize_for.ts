@@ -76,7 +76,7 @@ export async function mergeFor(options: MergeForOptions): Promise<QuantizeForRep
 type TargetOptions =
   & Pick<
     QuantizeForOptions,
-    "input" | "output" | "variant" | "loras" | "resume" | "force" | "allowRounding" | "shard"
+    "input" | "output" | "variant" | "subfolder" | "loras" | "resume" | "force" | "allowRounding" | "shard"
   >
   & { readonly config: Config; readonly kernels?: Kernels | undefined };
 
@@ -87,7 +87,7 @@ async function checkedTarget(options: TargetOptions) {
   const format = EXPORT_FORMATS.find(({ name }) => name === target.format)!;
   let { config } = options, isFolder: boolean;
   {
-    using stored = openCheckpoint(input, { variant: options.variant });
+    using stored = openCheckpoint(input, { variant: options.variant, subfolder: options.subfolder });
     refuseForeign(stored, "quantize");
     using merged = options.loras?.length ? mergeLoras(stored, options.loras) : undefined;
     const checkpoint = merged?.checkpoint ?? stored;

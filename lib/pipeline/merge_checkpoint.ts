@@ -41,6 +41,8 @@ export interface MergeCheckpointOptions extends CheckpointRun {
   readonly shards: readonly string[];
   /** Weights of this name where the model's folder has several. */
   readonly variant?: string | undefined;
+  /** Folder of a diffusers pipeline that was quantized, where it has several denoisers. */
+  readonly subfolder?: string | undefined;
 }
 
 /** Shards that belong together, with the configuration that they were made with. */
@@ -96,9 +98,9 @@ export function openShards(paths: readonly string[]): ReadShards {
  */
 export async function mergeCheckpoint(options: MergeCheckpointOptions): Promise<RunReport> {
   checkPaths(options);
-  const { input, output, variant, signal, onEvent } = options, read = openShards(options.shards);
+  const { input, output, variant, subfolder, signal, onEvent } = options, read = openShards(options.shards);
   const { config, bitPlan, shards } = read;
-  using checkpoint = openCheckpoint(input, { variant });
+  using checkpoint = openCheckpoint(input, { variant, subfolder });
   checkPlain(checkpoint);
   const own = planQuantization(checkpoint, config, bitPlan), beside = filesBeside(checkpoint, options);
   checkPlan(own, checkpoint);

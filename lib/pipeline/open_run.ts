@@ -36,6 +36,8 @@ export interface OpenRunOptions<K extends Kernels | undefined = Kernels> extends
   readonly force?: boolean | undefined;
   /** Weights of this name where a folder has several, as `fp16`. */
   readonly variant?: string | undefined;
+  /** Folder of a diffusers pipeline that is quantized, where it has several denoisers. */
+  readonly subfolder?: string | undefined;
   /** LoRAs that are merged into the weights, in float32, before anything else. */
   readonly loras?: readonly LoraSource[] | undefined;
   /**
@@ -76,7 +78,8 @@ export function openRun<K extends Kernels | undefined>(options: OpenRunOptions<K
   const kernels = numThreads > 0 && options.kernels
     ? withThreads(options.kernels, numThreads) as K
     : options.kernels;
-  const { variant, onEvent, loras = [] } = options, stored = openCheckpoint(input, { variant });
+  const { variant, subfolder, onEvent, loras = [] } = options;
+  const stored = openCheckpoint(input, { variant, subfolder });
   let config: ConfigInForce, checkpoint = stored, merged: MergedCheckpoint | undefined;
   const close = () => {
     merged?.[Symbol.dispose]();

@@ -49,6 +49,8 @@ export interface Place {
 export interface PlaceOptions {
   /** Weights of this name in theirs, as `fp16` in `model.fp16.safetensors`. */
   readonly variant?: string | undefined;
+  /** Folder of a diffusers pipeline that is taken, where it has several denoisers, as `transformer_2`. */
+  readonly subfolder?: string | undefined;
 }
 
 export const cannotOpen = (path: string, reason: string, place: ErrorPlace = { path }): CheckpointError =>
@@ -73,7 +75,10 @@ export function findPlace(path: string, options: PlaceOptions = {}): Place {
       throw new Error(`no such file or folder; if it is a name on Hugging Face, fetch it first: ${download}`);
     }
   });
-  if (!isFolder) return filePlace(path, options);
+  if (!isFolder) {
+    if (options.subfolder === undefined) return filePlace(path, options);
+    throw cannotOpen(path, `must be a diffusers pipeline with a folder ${quote(options.subfolder)}`);
+  }
   const snapshot = cachedSnapshot(path, listFolder(path));
   if (snapshot === undefined) return modelPlace(path, options);
   const found = modelPlace(snapshot, options), note = `${quote(snapshot)} is taken, of Hugging Face's cache`;
@@ -109,10 +114,21 @@ function filePlace(path: string, { variant }: PlaceOptions): Place {
 /** The weights of a diffusers pipeline's denoiser, or those of a folder. */
 function modelPlace(path: string, options: PlaceOptions): Place {
   const names = listFolder(path);
-  const denoisers = names.includes("model_index.json") ? names.filter((name) => DENOISER.test(name)) : [];
+  const all = names.includes("model_index.json") ? names.filter((name) => DENOISER.test(name)) : [];
+  const { subfolder: asked } = options, denoisers = asked === undefined ? all : [asked];
+  if (asked !== undefined && !all.includes(asked)) {
+    throw cannotOpen(
+      path,
+      `must be a diffusers pipeline with a denoiser ${quote(asked)}, got ${listing(all)} of ${listing(names)}`,
+    );
+  }
   if (denoisers.length > 1) {
     const reason = `a diffusers pipeline must have one denoiser, got ${listing(denoisers)}`;
-    throw cannotOpen(path, `${reason}: give the path of one, as in ${quote(join(path, denoisers[0]!))}`);
+    const one = quote(join(path, denoisers[0]!));
+    throw cannotOpen(
+      path,
+      `${reason}: choose with --subfolder, one run after the other, or give the path of one alone, as in ${one}`,
+    );
   }
   const [subfolder] = denoisers;
   if (subfolder === undefined) return folderPlace(path, options);

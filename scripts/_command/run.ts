@@ -105,6 +105,7 @@ export const KERNEL_OPTIONS = {
 /** Options of every command that reads a model that may have several weights. */
 export const MODEL_OPTIONS = {
   "--variant NAME": "take the weights of this name in theirs, as fp16 in model.fp16.safetensors",
+  "--subfolder NAME": "of a diffusers pipeline with several denoisers the one to take, as transformer_2",
 } as const;
 
 /** Of every command that writes files for people. */

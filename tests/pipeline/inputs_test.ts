@@ -254,6 +254,23 @@ describe("a diffusers pipeline", () => {
     ]);
   });
 
+  test("with two denoisers gets both quantized, in two runs", async () => {
+    const input = pipeline(), first = place.fresh(), second = place.fresh();
+    cpSync(join(input, "transformer"), join(input, "transformer_2"), { recursive: true });
+    const index = join(input, "model_index.json"), components = JSON.parse(readFileSync(index, "utf8"));
+    writeFileSync(index, JSON.stringify({ ...components, transformer_2: components.transformer }));
+    expect((await rejection(quantizeTo(first, input))).message).toContain("choose with --subfolder");
+    await quantizeTo(first, input, { subfolder: "transformer" });
+    await quantizeTo(second, first, { subfolder: "transformer_2" });
+    const written = contents(second), half = contents(first);
+    expect(Object.keys(written).sort()).toEqual(Object.keys(half).sort());
+    for (const name of ["config.json", "diffusion_pytorch_model.safetensors"]) {
+      expect(written[`transformer/${name}`] === half[`transformer/${name}`]).toBe(true);
+      expect(written[`transformer_2/${name}`] === half[`transformer/${name}`]).toBe(true);
+    }
+    expect(await verifyFiles(second, readManifest(second)!)).toEqual([]);
+  });
+
   test("'s denoiser alone, or a model with its schedule in a folder, draws as well", async () => {
     const below = place.fresh("below"), schedule = files["scheduler/scheduler_config.json"]!;
     cpSync(

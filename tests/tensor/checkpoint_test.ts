@@ -2,7 +2,7 @@ import { afterAll, describe, expect, test } from "bun:test";
 import { cpSync, mkdirSync, readdirSync, renameSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { CheckpointError, FormatError } from "../../lib/errors.ts";
-import { modelKind, openCheckpoint } from "../../lib/tensor/mod.ts";
+import { modelKind, openCheckpoint, type PlaceOptions } from "../../lib/tensor/mod.ts";
 import { entry, MODELS, readIndependently, temporaryFolder, thrown, writeRaw } from "./_files.ts";
 
 const root = temporaryFolder();
@@ -129,7 +129,7 @@ describe("openCheckpoint opens", () => {
 describe("openCheckpoint takes what the libraries take, and says so", () => {
   const D = "diffusion_pytorch_model";
   const index = (file: string, name = "a") => ({ weight_map: { [name]: file } });
-  const opened = (files: Record<string, unknown>, options?: { variant: string }, below = "") => {
+  const opened = (files: Record<string, unknown>, options?: PlaceOptions, below = "") => {
     using checkpoint = openCheckpoint(join(folderWith(files), below), options);
     return { names: [...checkpoint.tensors.keys()].join(), notes: checkpoint.notes.join("; ") };
   };
@@ -245,6 +245,13 @@ describe("openCheckpoint takes what the libraries take, and says so", () => {
     expect(message).toContain('"transformer", "unet"');
     expect(message).toContain("give the path of one");
     expect(opened(two, undefined, "transformer").names).toBe("b");
+    expect(opened(two, { subfolder: "unet" }).names).toBe("a");
+    expect(thrown(() => opened(two, { subfolder: "vae" })).message).toContain(
+      'a denoiser "vae", got "transformer", "unet"',
+    );
+    expect(thrown(() => opened({ [`${D}.safetensors`]: ["a"] }, { subfolder: "unet" })).message).toContain(
+      "must be a diffusers pipeline",
+    );
   });
 
   test("of a model in the cache the snapshot of main, or the only one", () => {
