@@ -316,7 +316,17 @@ function checkedTask(parsed: Options) {
     throw new UsageError(`--together must be a number of minutes above 0, got ${minutes}`);
   }
   const togetherMilliseconds = minutes === undefined ? undefined : minutes * 60_000;
-  const task = { input, output, resume, force, variant, subfolder, maxMemoryBytes, loras, togetherMilliseconds };
+  const task = {
+    input,
+    output,
+    resume,
+    force,
+    variant,
+    subfolder,
+    maxMemoryBytes,
+    loras,
+    togetherMilliseconds,
+  };
   if (path === undefined) {
     if (groupMoments) throw new UsageError("--save-group-moments needs --save-calibration FILE");
     return { ...task, saveCalibration: undefined };

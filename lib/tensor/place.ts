@@ -119,7 +119,9 @@ function modelPlace(path: string, options: PlaceOptions): Place {
   if (asked !== undefined && !all.includes(asked)) {
     throw cannotOpen(
       path,
-      `must be a diffusers pipeline with a denoiser ${quote(asked)}, got ${listing(all)} of ${listing(names)}`,
+      `must be a diffusers pipeline with a denoiser ${quote(asked)}, got ${listing(all)} of ${
+        listing(names)
+      }`,
     );
   }
   if (denoisers.length > 1) {

@@ -101,7 +101,9 @@ export function scaledFp8(
     if (owner === undefined) faults.push(`${shown} without ${quote(weight)}`);
     else if (!PLAIN.includes(owner.info.dtype)) continue;
     else if (isOne(all.get(name)!)) hidden.add(name);
-    else faults.push(`${quote(weight)} in ${owner.info.dtype} with ${shown}, which may be in it already or not`);
+    else {faults.push(
+        `${quote(weight)} in ${owner.info.dtype} with ${shown}, which may be in it already or not`,
+      );}
   }
   if (tensors.size > 0 && saysScaled) {
     for (const [name, { info }] of all) if (info.elements === 1 && OF_CACHE.test(name)) hidden.add(name);

@@ -207,10 +207,12 @@ test("FP8 weights whose scales cannot be read are none, by name", () => {
   ];
   const scaled = { [W]: weight, scaled_fp8: codes([2]), "a.scale_weight": floats([]) };
   const plain = { "b.weight": floats([4, 4]) }, scale = { "b.scale_weight": floats([], [2]) };
-  for (const [what, tensors] of [['"b.scale_weight" without "b.weight"', scale], [
-    '"b.weight" in F32 with "b.scale_weight"',
-    { ...plain, ...scale },
-  ]] as const) {
+  for (
+    const [what, tensors] of [['"b.scale_weight" without "b.weight"', scale], [
+      '"b.weight" in F32 with "b.scale_weight"',
+      { ...plain, ...scale },
+    ]] as const
+  ) {
     using checkpoint = openCheckpoint(writeCheckpoint(place.fresh("in"), { ...scaled, ...tensors }, {}));
     expect(checkpoint.foreign ?? "read").toContain(what);
   }
