@@ -1,5 +1,5 @@
-/** What the gradient refinement has time for, from the time of a pass: known before its first step. */
-import { secondsText } from "../progress.ts";
+/** What the gradient refinement has time and memory for: known before its first step. */
+import { formatBytes, secondsText } from "../progress.ts";
 import type { Family } from "./settings.ts";
 
 /** Positions of one refinement step, roughly. */
@@ -79,4 +79,58 @@ export function fitsText(
     : `gradient refinement begins: ${times}; ${
       iterations === asked ? `all ${asked}` : `${iterations} of ${asked}`
     } steps are expected with ${allowed}`;
+}
+
+/** Bytes of a refined parameter: its value, gradient and unit, and the optimizer's four numbers. */
+export const PARAMETER_BYTES = 7 * 4;
+
+/** What refined parameters and the values of a step take, and what of it is in memory. */
+export interface RefinementMemory {
+  /** Blocks are run again on the way back, one at a time, instead of keeping the values of all. */
+  readonly recomputes: boolean;
+  /** Of the values of a step. */
+  readonly stepBytes: number;
+  /** Of all parameters, with their gradients and what the optimizer keeps of them. */
+  readonly parameterBytes: number;
+  /** Of those that are in memory: of all, or of the block that has most of them. */
+  readonly heldBytes: number;
+}
+
+/**
+ * What is in memory: of all blocks where that takes no more than `limitBytes`, else of one.
+ *
+ * @param step bytes of its values, of all blocks and with blocks that are run again
+ * @param blocks parameters of each block
+ */
+export function memoryThatFits(
+  { scratchBytes, recomputedBytes }: {
+    readonly scratchBytes: number;
+    readonly recomputedBytes: number;
+  },
+  blocks: readonly number[],
+  limitBytes: number,
+): RefinementMemory {
+  const parameterBytes = PARAMETER_BYTES * blocks.reduce((sum, own) => sum + own, 0);
+  const recomputes = scratchBytes > limitBytes;
+  return {
+    recomputes,
+    stepBytes: recomputes ? recomputedBytes : scratchBytes,
+    parameterBytes,
+    heldBytes: parameterBytes <= limitBytes
+      ? parameterBytes
+      : PARAMETER_BYTES * blocks.reduce((most, own) => Math.max(most, own), 0),
+  };
+}
+
+/** The same as a sentence. */
+export function memoryText({ recomputes, stepBytes, parameterBytes, heldBytes }: RefinementMemory): string {
+  const values = `${formatBytes(stepBytes)} of a step's values (${
+    recomputes ? "of one block at a time, which is run again on the way back" : "of all blocks"
+  })`;
+  const parameters = heldBytes === parameterBytes
+    ? `${formatBytes(parameterBytes)} of parameters (of all blocks)`
+    : `${formatBytes(heldBytes)} of parameters (of one block at a time, of ${
+      formatBytes(parameterBytes)
+    } in the work folder)`;
+  return `gradient refinement has in memory: ${values}, ${parameters}`;
 }

@@ -8,15 +8,24 @@ import {
   type RefinementReport,
 } from "../models/backward/mod.ts";
 import { gradientCost, type LoadedModel, modelConfig } from "../models/mod.ts";
-import type { PackedTensor } from "../quant/mod.ts";
+import { PagedFloats } from "../output/paged_floats.ts";
+import { groupCount, type PackedTensor } from "../quant/mod.ts";
 import { secondsText } from "../progress.ts";
 import type { OptimizationPlan, TransitionComputer } from "../thermo/mod.ts";
 import type { TimeGroups } from "../time/mod.ts";
 import { type Calibrated, type CalibrationPart, loadCalibration } from "../calibration/mod.ts";
 import { maskedRows, meanStepKl, StepKlMeter } from "../calibration/step_kl.ts";
 import { fromBfloat16, toBfloat16 } from "../tensor/bfloat16.ts";
-import { fitsText, REFINEMENT_HELD_OUT, samplesOfStep, whatFits } from "./fitting.ts";
-import { keepRefinement, keptRefinement } from "./kept_refinement.ts";
+import {
+  fitsText,
+  memoryText,
+  memoryThatFits,
+  REFINEMENT_HELD_OUT,
+  type RefinementMemory,
+  samplesOfStep,
+  whatFits,
+} from "./fitting.ts";
+import { keepRefinement, keptRefinement, parametersPath } from "./kept_refinement.ts";
 import { loadPhaseModel, type PhaseContext, type PhaseModel, transitionsOf } from "./context.ts";
 import { REFINEMENT_DEFAULTS, type RefinementSettings } from "./settings.ts";
 
@@ -53,7 +62,7 @@ export async function refinePhase(
   settings: RefinementSettings,
   timeGroups: TimeGroups | undefined,
 ): Promise<Refined | undefined> {
-  const { calibrated, source, seed, checkpoint } = context, started = performance.now();
+  const { calibrated, source, seed, checkpoint, gradientBytes = Infinity } = context, started = performance.now();
   const quantized = loadPhaseModel(context, { weights });
   // The two models run in turns; a batch of one is still read while the other runs.
   const full: LoadedModel = loadPhaseModel({ ...context, workspace: undefined }, {});
@@ -91,7 +100,11 @@ export async function refinePhase(
   // The refined model is measured again at the end.
   const left = maxMinutes * 60_000 - (now - started) - (now - measuring);
   let iterations = maxIterations;
-  const { scratchBytes } = gradientCost(modelConfig(checkpoint), { batch: size, tokens });
+  const cost = gradientCost(modelConfig(checkpoint), { batch: size, tokens });
+  const blocks = parametersOfBlocks(quantized, timeGroups?.count ?? 0);
+  const held = memoryThatFits(cost, blocks, gradientBytes);
+  context.onPlan?.(memoryText(held));
+  using memory = parameterMemory(context.place, held);
   const report = refineTask(task, fits.batches, {
     learningRate,
     maxIterations,
@@ -102,7 +115,8 @@ export async function refinePhase(
     markovWeight: settings.timeBiases,
     start: kept?.state,
     onState: (state) => context.place && keepRefinement(context.place, { fits, state }),
-    recompute: scratchBytes > (context.gradientBytes ?? Infinity),
+    recompute: held.recomputes,
+    memory,
     validateEvery: Math.max(1, Math.round(maxIterations / VALIDATIONS)),
     clipNorm: Math.max(CLIP * before, Number.MIN_VALUE),
     onIteration: (iteration: number) => context.onStep?.("gradient refinement", iteration, iterations),
@@ -113,6 +127,28 @@ export async function refinePhase(
   });
   const stepKlOf = (name: string, model: PhaseModel) => measure(name, loadPhaseModel(context, model));
   return { report, biases: storedBiases(checkpoint, report), before, stepKlOf };
+}
+
+/** Parameters of each block of a packed model. */
+function parametersOfBlocks({ model: { stages } }: LoadedModel, timeGroups: number): number[] {
+  return [...Map.groupBy(stages, ({ block }) => block).values()].map((own) =>
+    own.flatMap(({ layers }) => layers).reduce((sum, { weights, bias }) => {
+      if (!("packed" in weights)) return sum;
+      const { rows, cols, groupSize, scaleBits } = weights;
+      const isReal = scaleBits !== undefined || weights.zeroPointKind === "real";
+      const ofRow = groupCount(cols, groupSize) * (isReal ? 2 : 1) + Number(bias !== undefined) + timeGroups;
+      return sum + rows * ofRow;
+    }, 0)
+  );
+}
+
+/** Memory of parameters, which go to the work folder where they do not fit. */
+function parameterMemory(
+  place: PhaseContext["place"],
+  { parameterBytes, heldBytes }: RefinementMemory,
+): PagedFloats {
+  if (place === undefined || heldBytes === parameterBytes) return new PagedFloats();
+  return new PagedFloats({ memoryBytes: heldBytes, path: parametersPath(place) });
 }
 
 /** The two models and their data. */

@@ -166,7 +166,7 @@ export class PhaseSequence {
     if (!kept) {
       this.#warn(`the refinement was rejected: held-out step KL did not fall below ${figure(heldOutBefore)}`);
     }
-    this.#holds(report.scratchBytes);
+    this.#holds(report.scratchBytes + report.parameterBytes);
     const milliseconds = performance.now() - begin;
     this.#report = {
       ...this.#report,

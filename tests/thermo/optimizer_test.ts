@@ -151,14 +151,14 @@ describe("optimize", () => {
     };
     const states: OptimizerState[] = [];
     const whole = looking({
-      onState: ({ progress, arrays }: OptimizerState) =>
-        states.push({ progress, arrays: arrays.map((array) => array.slice()) }),
+      onState: ({ progress, pieces }: OptimizerState) =>
+        states.push({ progress, pieces: [...pieces].map((piece) => piece.slice()) }),
     });
     expect(whole.report.backOffs).toBeGreaterThan(0);
     expect(states.length).toBeGreaterThan(5);
     for (const start of states) expect(looking({ start })).toEqual(whole);
     const [first] = states;
-    expect(() => looking({ start: { ...first, arrays: [new Float32Array(3)] } })).toThrow(
+    expect(() => looking({ start: { ...first, pieces: [new Float32Array(12)] } })).toThrow(
       "there must be 2 parameters, got 3",
     );
   });

@@ -4,7 +4,9 @@
  */
 import type { Kernels } from "../../native/mod.ts";
 import { dequantize, groupCount, type OneLevelTensor, type TwoLevelTensor } from "../../quant/mod.ts";
+import { PagedFloats } from "../../output/paged_floats.ts";
 import { entropyLoss } from "../../thermo/losses.ts";
+import type { Parameters } from "../../thermo/optimizer/mod.ts";
 import type { TimeGroups } from "../../time/mod.ts";
 import { linesOf, packedRows } from "../../quant/packed/layout.ts";
 import { add } from "../layers/elementwise.ts";
@@ -31,14 +33,44 @@ export interface RefinedParts {
   readonly timeGroups: number;
 }
 
-/** Parameters of one kind of one layer, with what an optimizer needs. */
-export interface ParameterArray {
-  /** As in `model.layers.0.mlp.up_proj.weight scale`. */
-  readonly name: string;
-  readonly values: Floats;
-  readonly gradients: Floats;
-  /** The size of a step of 1: the optimizer works in these units. */
-  readonly units: Floats;
+/** Parameters of one kind of one layer, with what an optimizer needs; they may lie in a file meanwhile. */
+export class ParameterArray implements Parameters {
+  readonly #memory: PagedFloats;
+
+  /**
+   * @param name as in `model.layers.0.mlp.up_proj.weight scale`
+   * @param values not kept
+   * @param units sizes of a step of 1: the optimizer works in these units
+   */
+  constructor(memory: PagedFloats, readonly name: string, values: Floats, units: Floats) {
+    this.#memory = memory;
+    this.length = values.length;
+    this.values.set(values);
+    memory.take(`${name} units`, this.length).set(units);
+  }
+
+  readonly length: number;
+
+  get values(): Floats {
+    return this.#memory.take(`${this.name} values`, this.length);
+  }
+
+  get gradients(): Floats {
+    return this.#memory.take(`${this.name} gradients`, this.length);
+  }
+
+  get units(): Float32Array {
+    return this.#memory.read(`${this.name} units`, this.length);
+  }
+
+  /** Values that will not be changed. */
+  get current(): Float32Array {
+    return this.#memory.read(`${this.name} values`, this.length);
+  }
+
+  clearGradients(): void {
+    this.#memory.clear(`${this.name} gradients`);
+  }
 }
 
 type Halves = Uint16Array<ArrayBuffer>;
@@ -67,8 +99,10 @@ export class RefinableLinear {
   readonly #timeBias: ParameterArray | undefined;
 
   /** @throws {TypeError} when the layer has two-level scales */
-  constructor(layer: LinearLayer, parts: RefinedParts) {
+  constructor(layer: LinearLayer, parts: RefinedParts, memory: PagedFloats = new PagedFloats()) {
     const { weights } = layer;
+    const parameter = (name: string, values: Floats, units: Floats) =>
+      new ParameterArray(memory, `${layer.name} ${name}`, values, units);
     this.rows = weights.rows;
     this.cols = weights.cols;
     const packed = "packed" in weights ? weights : undefined;
@@ -89,7 +123,7 @@ export class RefinableLinear {
       const scale = fromHalves(this.#scales!);
       // A scale moves by shares of itself, a zero point by shares of a code.
       if (parts.scales) {
-        this.#scale = parameter(`${layer.name} scale`, scale, scale.map((s) => Math.abs(s) || 1));
+        this.#scale = parameter("scale", scale, scale.map((s) => Math.abs(s) || 1));
       }
       const isReal = own.scaleBits !== undefined || own.zeroPointKind === "real";
       if (parts.zeroPoints && isReal && this.#zeroPoints !== undefined) {
@@ -97,20 +131,20 @@ export class RefinableLinear {
         const units = isTrellis
           ? scale.map((s) => Math.abs(s) || 1)
           : new Float32Array(zeroPoint.length).fill(1);
-        this.#zeroPoint = parameter(`${layer.name} ${isTrellis ? "offset" : "zero_point"}`, zeroPoint, units);
+        this.#zeroPoint = parameter(isTrellis ? "offset" : "zero_point", zeroPoint, units);
       }
     }
     if (parts.biases && own !== undefined && bias !== undefined) {
       const rms = Math.sqrt(bias.reduce((sum, value) => sum + value * value, 0) / bias.length);
       const units = new Float32Array(bias.length).fill(rms || 1);
-      this.#bias = parameter(`${layer.name} bias`, bias.slice(), units);
+      this.#bias = parameter("bias", bias, units);
     }
     if (parts.timeGroups > 0 && own !== undefined) {
       const values = new Float32Array(parts.timeGroups * this.rows);
       // A unit is the error that rounding the weights makes in an output, for inputs of size 1.
       const step = fromHalves(this.#scales!).reduce((sum, s) => sum + Math.abs(s), 0) / this.#scales!.length;
       const units = new Float32Array(values.length).fill(step * Math.sqrt(this.cols / 12) || 1);
-      this.#timeBias = parameter(`${layer.name} time_bias`, values, units);
+      this.#timeBias = parameter("time_bias", values, units);
     }
     this.parameters = [this.#scale, this.#zeroPoint, this.#bias, this.#timeBias].filter((p) =>
       p !== undefined
@@ -132,7 +166,7 @@ export class RefinableLinear {
   ): void {
     linear(kernels, this.layer, x, tokens, out);
     if (this.#timeBias === undefined) return;
-    const { values } = this.#timeBias, { rows } = this;
+    const values = this.#timeBias.current, { rows } = this;
     for (let t = 0; t < tokens; t++) {
       const from = groups![t]! * rows, to = t * rows;
       for (let row = 0; row < rows; row++) out[to + row]! += values[from + row]!;
@@ -141,13 +175,13 @@ export class RefinableLinear {
 
   /** Rounds the parameters to what is stored and hands them to the forward pass. */
   store(): void {
-    if (this.#scale !== undefined) toHalves(this.#scale.values, this.#scales!);
-    if (this.#zeroPoint !== undefined) toHalves(this.#zeroPoint.values, this.#zeroPoints!);
-    if (this.#bias !== undefined) this.layer.bias!.set(this.#bias.values);
+    if (this.#scale !== undefined) toHalves(this.#scale.current, this.#scales!);
+    if (this.#zeroPoint !== undefined) toHalves(this.#zeroPoint.current, this.#zeroPoints!);
+    if (this.#bias !== undefined) this.layer.bias!.set(this.#bias.current);
   }
 
   clearGradients(): void {
-    for (const { gradients } of this.parameters) gradients.fill(0);
+    for (const parameter of this.parameters) parameter.clearGradients();
   }
 
   /**
@@ -165,17 +199,17 @@ export class RefinableLinear {
     const packed = this.#packed;
     if (packed === undefined || packed.scaleBits !== undefined) return 0;
     const { cols, bits, groupSize } = packed;
-    const scale = this.#scale?.values ?? fromHalves(packed.scale);
-    const zeroPoint = this.#zeroPoint?.values ??
+    const scale = this.#scale?.current ?? fromHalves(packed.scale);
+    const zeroPoint = this.#zeroPoint?.current ??
       (packed.zeroPoint && fromHalves(packed.zeroPoint)) ??
       new Float32Array(scale.length).fill(2 ** (bits - 1));
     const weights = denseValues(kernels, original, workspace);
     const term = entropyLoss(weights, { cols, bits, groupSize, scale, zeroPoint }, temperature);
     const gradients = [[this.#scale, term.byScale], [this.#zeroPoint, term.byZeroPoint]] as const;
     for (const [parameter, gradient] of gradients) {
-      for (let i = 0; parameter !== undefined && i < gradient.length; i++) {
-        parameter.gradients[i]! += weight * gradient[i]!;
-      }
+      if (parameter === undefined) continue;
+      const own = parameter.gradients;
+      for (let i = 0; i < gradient.length; i++) own[i]! += weight * gradient[i]!;
     }
     return weight * term.loss;
   }
@@ -266,6 +300,8 @@ export interface GradientOptions {
   readonly recompute?: boolean | undefined;
   /** Groups that get a bias each in every packed layer, beside the layer's own. Default none. */
   readonly timeGroups?: TimeGroups | undefined;
+  /** Where parameters and their gradients lie; default in memory. */
+  readonly memory?: PagedFloats | undefined;
 }
 
 /** A model whose linear layers can be refined. */
@@ -304,7 +340,7 @@ export class RefinableLayers {
     const parts = { scales: true, zeroPoints: true, biases: true, ...options.parts, timeGroups };
     const none = { scales: false, zeroPoints: false, biases: false, timeGroups: 0 };
     this.layers = model.linearLayers.map((layer) =>
-      new RefinableLinear(layer, layer === frozen ? none : parts)
+      new RefinableLinear(layer, layer === frozen ? none : parts, options.memory)
     );
     this.#byLayer = new Map(model.linearLayers.map((layer, i) => [layer, this.layers[i]!]));
   }
@@ -417,10 +453,6 @@ export abstract class ModelGradients<Call, Value extends string> {
     if (gradient.length === shape.reduce((product, size) => product * size)) return call;
     throw fail(`${name} must be [${shape.join(", ")}], got ${gradient.length} numbers`);
   }
-}
-
-function parameter(name: string, values: Floats, units: Floats): ParameterArray {
-  return { name, values, gradients: new Float32Array(values.length), units };
 }
 
 function addTo(target: Float32Array, values: Float32Array, first: number): void {

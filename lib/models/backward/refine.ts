@@ -13,6 +13,7 @@ import {
   type OptimizerOptions,
   type OptimizerState,
 } from "../../thermo/optimizer/mod.ts";
+import { PagedFloats } from "../../output/paged_floats.ts";
 import type { PackedTensor } from "../../quant/mod.ts";
 import type { LayerParameters } from "../../time/mod.ts";
 import type { DitModel } from "../dit/model.ts";
@@ -63,10 +64,12 @@ export interface RefinementReport extends OptimizationReport {
   readonly parameters: number;
   /** Bytes of scratch at most. */
   readonly scratchBytes: number;
+  /** Bytes of parameters, their gradients and what the optimizer keeps of them, in memory at most. */
+  readonly parameterBytes: number;
 }
 
 export interface RefinementOptions
-  extends OptimizerOptions, Pick<GradientOptions, "parts" | "recompute" | "timeGroups"> {
+  extends OptimizerOptions, Pick<GradientOptions, "parts" | "recompute" | "timeGroups" | "memory"> {
   /** λ of the Markov term, on biases by time group; relative to the loss at the start. Default 0. */
   readonly markovWeight?: number | undefined;
   /**
@@ -123,8 +126,9 @@ export function refineMaskedTransformer(
   quantized: MaskedTransformer,
   full: MaskedTransformer,
   data: RefinementData<MaskedBatch>,
-  options: RefinementOptions = {},
+  given: RefinementOptions = {},
 ): RefinementReport {
+  const options = { ...given, memory: given.memory ?? new PagedFloats() };
   const { config, config: { vocabularySize } } = quantized, { temperature } = options;
   if (full.config.vocabularySize !== vocabularySize) {
     const got = full.config.vocabularySize;
@@ -187,8 +191,9 @@ export function refineDit(
   quantized: DitModel,
   full: DitModel,
   data: RefinementData<DitBatch>,
-  options: RefinementOptions = {},
+  given: RefinementOptions = {},
 ): RefinementReport {
+  const options = { ...given, memory: given.memory ?? new PagedFloats() };
   const { config, imageElements } = quantized, outputs = config.outputChannels * config.sampleSize ** 2;
   if (full.imageElements !== imageElements || full.config.outputChannels !== config.outputChannels) {
     throw new TypeError(
@@ -258,7 +263,10 @@ function lossOfBatches<Batch>(refined: Refined<Batch>): (batch: Batch, backward:
 }
 
 /** Runs Adam on a model's layers. */
-function refine<Batch>(refined: Refined<Batch>, options: RefinementOptions): RefinementReport {
+function refine<Batch>(
+  refined: Refined<Batch>,
+  options: RefinementOptions & { readonly memory: PagedFloats },
+): RefinementReport {
   const { quantized, full, gradients: { layers }, data: { train, heldOut } } = refined;
   if (train.length === 0 || heldOut.length === 0) {
     const reason = "there must be batches to train on and held out";
@@ -300,6 +308,7 @@ function refine<Batch>(refined: Refined<Batch>, options: RefinementOptions): Ref
     onIteration: options.onIteration,
     start: options.start,
     onState: options.onState,
+    memory: options.memory,
     onPlan(plan) {
       ({ iterations } = plan);
       onPlan?.(plan);
@@ -316,15 +325,16 @@ function refine<Batch>(refined: Refined<Batch>, options: RefinementOptions): Ref
     layers: packed.map(({ layer: { name, weights, bias }, timeBias }) => {
       return { name, weights: weights as PackedTensor, bias, timeBias: timeBias?.values.slice() };
     }),
-    parameters: parameters.reduce((sum, { values }) => sum + values.length, 0),
+    parameters: parameters.reduce((sum, { length }) => sum + length, 0),
     scratchBytes: refined.gradients.scratchBytes,
+    parameterBytes: options.memory.mostBytes,
   };
 }
 
 /** The Markov term of all layers, in units, as a mean over biases; its gradients are added. */
 function markovTerm(layers: readonly RefinableLinear[], groups: number, weight: number): number {
   const all = layers.flatMap(({ timeBias }) => timeBias ?? []);
-  const biases = all.reduce((sum, { values }) => sum + values.length, 0) / groups;
+  const biases = all.reduce((sum, { length }) => sum + length, 0) / groups;
   let loss = 0;
   for (const { values, gradients, units } of weight > 0 ? all : []) {
     const inUnits = Float64Array.from(values, (value, i) => value / units[i]!);

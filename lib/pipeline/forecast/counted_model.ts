@@ -4,8 +4,13 @@ import { OWN_BATCH_LOGITS, OWN_BATCH_POSITIONS, type OwnSampleWork } from "../..
 import { maskedRows } from "../../calibration/step_kl.ts";
 import { type ConfigInForce, wantsPhases } from "../../config/mod.ts";
 import { forwardCost, gradientCost, modelRequirements } from "../../models/mod.ts";
-import { REFINEMENT_HELD_OUT, samplesOfStep, whatFits } from "../../phases/fitting.ts";
-import { MAX_REFINEMENT_BYTES } from "../../phases/kept_refinement.ts";
+import {
+  memoryThatFits,
+  REFINEMENT_HELD_OUT,
+  type RefinementMemory,
+  samplesOfStep,
+  whatFits,
+} from "../../phases/fitting.ts";
 import { REFINEMENT_DEFAULTS } from "../../phases/settings.ts";
 import { isTokenTable } from "../../plan/plan.ts";
 import { groupCount } from "../../quant/mod.ts";
@@ -27,10 +32,10 @@ import {
 const PHASE_PASSES = { heldOut: 8, fit: 2 };
 /** Looks of the refinement at held-out samples that its time is forecast with: some by one model alone. */
 const LOOKS = 4;
-/** Arrays of a refined parameter: its value, gradient and unit, and the optimizer's four. */
-const PARAMETER_BYTES = 7 * 4;
-/** Arrays of it that are kept over a stop. */
-const KEPT_PARAMETER_BYTES = 4 * 4;
+/** Part of a refined parameter's bytes that is kept over a stop; while it is written, twice. */
+const KEPT_PARTS = 2 * 4 / 7;
+/** Times that a parameter's bytes go through its file in a step. */
+const STEP_TRAFFIC = 2;
 /** Full-precision outputs that a meter and the refinement keep. */
 const OUTPUTS_BYTES = 2 * 2 ** 28;
 /** Logits in memory at once, of two models and a copy. */
@@ -153,16 +158,20 @@ export class CountedModel extends CountedWork {
         iterations: asked,
         seconds: (refinement.maxMinutes ?? Infinity) * 60,
       });
+    const memory = refinement.enabled ? this.#refinementMemory(config) : undefined;
     // The phases' models share their scratch; the full ones have their own.
     const models = 3 * Math.max(pass.bytes, held.bytes) + this.packedBytes + this.tableBytes;
     return [{
       name: "phases",
       bytes: models + this.#outputBytes() +
-        (refinement.enabled ? this.#gradientBytes(config, size, length) : 0),
+        (memory === undefined ? 0 : memory.stepBytes + memory.heldBytes),
       statesBytes: 0,
       seconds: (timed) => {
         const { iterations, stepSeconds, lookSeconds } = fits(timed);
-        const refined = iterations === 0 ? 0 : iterations * stepSeconds + LOOKS * lookSeconds;
+        const filed = memory === undefined || memory.heldBytes === memory.parameterBytes
+          ? 0
+          : STEP_TRAFFIC * timed.reading(memory.parameterBytes);
+        const refined = iterations === 0 ? 0 : iterations * (stepSeconds + filed) + LOOKS * lookSeconds;
         return (refinement.enabled ? refined : 0) +
           (axis ? PHASE_PASSES.fit * pass.seconds(timed) + PHASE_PASSES.heldOut * held.seconds(timed) : 0);
       },
@@ -189,27 +198,34 @@ export class CountedModel extends CountedWork {
       Math.min(OUTPUTS_BYTES, 2 * ofRow * rows.reduce((sum, count) => sum + count, 0));
   }
 
-  /** Bytes of a step's gradients, and of what the optimizer keeps of each parameter. */
-  #gradientBytes(config: ConfigInForce, batch: number, tokens: number): number {
-    const { scratchBytes, recomputedBytes } = gradientCost(this.#model, { batch, tokens });
-    return (scratchBytes <= GRADIENT_SHARE * this.run.memoryBytes ? scratchBytes : recomputedBytes) +
-      PARAMETER_BYTES * this.#refinedParameters(config);
+  /** Memory of a step's gradients and of what the optimizer keeps. */
+  #refinementMemory(config: ConfigInForce): RefinementMemory {
+    const { data: { fit: [first] } } = thatRuns(this.run.calibrated, "run the phases");
+    const tokens = first === undefined ? 1 : first.weights.length / first.samples;
+    const cost = gradientCost(this.#model, { batch: samplesOfStep(tokens), tokens });
+    return memoryThatFits(cost, this.#refinedParameters(config), GRADIENT_SHARE * this.run.memoryBytes);
   }
 
-  /** Scales, zero points and biases that the refinement moves. */
-  #refinedParameters(config: ConfigInForce): number {
+  /** Scales, zero points and biases that the refinement moves, of each block. */
+  #refinedParameters(config: ConfigInForce): number[] {
     const groups = config.enableTimeAware && config.outputCorrection ? config.numTimeGroups : 0;
-    return this.run.rows.filter((row) => row.action === "quantize" && !isTokenTable(row)).reduce(
-      (sum, { shape: [rows, cols], groupSize, zeroPoint }) =>
-        sum + rows! * (groupCount(cols!, groupSize!) * (zeroPoint === "real" ? 2 : 1) + 1 + groups),
-      0,
+    const blockOf = new Map(
+      this.run.calibrated.model.stages.flatMap(({ block, layers }) =>
+        layers.map(({ name }) => [name, block] as const)
+      ),
+    );
+    const quantized = this.run.rows.filter((row) => row.action === "quantize" && !isTokenTable(row));
+    return [...Map.groupBy(quantized, ({ name }) => blockOf.get(name)).values()].map((rows) =>
+      sum(rows.map(({ shape: [rows, cols], groupSize, zeroPoint }) =>
+        rows! * (groupCount(cols!, groupSize!) * (zeroPoint === "real" ? 2 : 1) + 1 + groups)
+      ))
     );
   }
 
-  /** Bytes of the refinement's state in the work folder. */
+  /** Bytes of the refinement in the work folder: its state over a stop, and parameters out of memory. */
   refinementBytes(config: ConfigInForce): number {
     if (!config.thermodynamic.transitionOptimization.enabled) return 0;
-    const bytes = KEPT_PARAMETER_BYTES * this.#refinedParameters(config);
-    return bytes > MAX_REFINEMENT_BYTES ? 0 : bytes;
+    const { parameterBytes, heldBytes } = this.#refinementMemory(config);
+    return KEPT_PARTS * parameterBytes + (heldBytes < parameterBytes ? parameterBytes : 0);
   }
 }

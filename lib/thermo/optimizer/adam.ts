@@ -1,10 +1,11 @@
 /**
- * Adam's steps (Kingma & Ba, https://arxiv.org/abs/1412.6980). The parameters of all layers lie in one array,
- * of which a kernel call updates those of a layer, split over threads.
+ * Adam's steps (Kingma & Ba, https://arxiv.org/abs/1412.6980), one parameter of a layer after the other, each
+ * split over threads. What is kept of parameters may lie in a file.
  */
 import { checkFloats } from "../../native/call.ts";
 import * as call from "../../native/functions.ts";
 import type { Kernels } from "../../native/mod.ts";
+import { PagedFloats } from "../../output/paged_floats.ts";
 import type { Parameters } from "./problem.ts";
 
 const BETA1 = 0.9;
@@ -13,37 +14,41 @@ const EPSILON = 1e-8;
 
 type Floats = Float32Array<ArrayBuffer>;
 
-/** All parameters in one array, in units, and Adam's two moments. */
+/** What is kept of each parameter beside its values: those in units, the best, and Adam's two moments. */
+const KINDS = ["in units", "best", "first", "second"] as const;
+type Kind = typeof KINDS[number];
+
+/** Parameters in units, and Adam's two moments of each. */
 export class AdamState {
-  readonly #values: Float32Array<ArrayBuffer>;
-  readonly #first: Float32Array<ArrayBuffer>;
-  readonly #second: Float32Array<ArrayBuffer>;
-  readonly #best: Float32Array<ArrayBuffer>;
+  readonly #memory: PagedFloats;
+  readonly #lengths: readonly number[];
   #steps = 0;
   #norm = 0;
 
-  constructor(readonly kernels: Kernels, readonly parameters: readonly Parameters[]) {
-    for (const { name, values, gradients, units } of parameters) {
-      if (gradients.length !== values.length || (units !== undefined && units.length !== values.length)) {
+  constructor(
+    readonly kernels: Kernels,
+    readonly parameters: readonly Parameters[],
+    memory: PagedFloats = new PagedFloats(),
+  ) {
+    this.#memory = memory;
+    this.#lengths = parameters.map((own) => {
+      const { name, values: { length }, units } = own, gradients = own.gradients.length;
+      if (gradients !== length || (units !== undefined && units.length !== length)) {
         throw new TypeError(
           `Cannot optimize ${
             JSON.stringify(name)
-          }: it must have ${values.length} gradients and units, got ${gradients.length} and ${units?.length}`,
+          }: it must have ${length} gradients and units, got ${gradients} and ${units?.length}`,
         );
       }
       const bad = units?.find((unit) => !(unit > 0 && unit < Infinity));
       if (bad !== undefined) {
         throw new RangeError(`Cannot optimize ${JSON.stringify(name)}: units must be above 0, got ${bad}`);
       }
-    }
-    const n = parameters.reduce((sum, { values }) => sum + values.length, 0);
-    this.#values = new Float32Array(n);
-    this.#first = new Float32Array(n);
-    this.#second = new Float32Array(n);
-    this.#best = new Float32Array(n);
-    let at = 0;
-    for (const { values, units } of parameters) {
-      for (let i = 0; i < values.length; i++) this.#values[at++] = values[i]! / (units?.[i] ?? 1);
+      return length;
+    });
+    for (const [p, { values, units }] of parameters.entries()) {
+      const own = this.#take(p, "in units");
+      for (let i = 0; i < values.length; i++) own[i] = values[i]! / (units?.[i] ?? 1);
     }
     this.remember();
   }
@@ -53,27 +58,43 @@ export class AdamState {
     return this.#steps;
   }
 
-  /** Present and best values, and the moments. */
-  get arrays(): readonly Floats[] {
-    return [this.#values, this.#best, this.#first, this.#second];
+  /** As {@linkcode OptimizerState.pieces}. */
+  get pieces(): Iterable<Float32Array> {
+    return { [Symbol.iterator]: () => this.#pieces() };
   }
 
-  /** Goes on from what {@linkcode arrays} was. @throws {TypeError} when it was of other parameters */
-  goOn(arrays: readonly Float32Array[], steps: number): void {
-    for (const [i, own] of this.arrays.entries()) {
-      if (arrays[i]?.length !== own.length) {
-        throw new TypeError(
-          `Cannot go on optimizing: there must be ${own.length} parameters, got ${arrays[i]?.length}`,
-        );
+  *#pieces(): Generator<Float32Array> {
+    for (const p of this.parameters.keys()) for (const kind of KINDS) yield this.#read(p, kind);
+  }
+
+  /** Goes on from what {@linkcode pieces} was. @throws {TypeError} when it was of other parameters */
+  goOn(pieces: Iterable<Float32Array>, steps: number): void {
+    const count = this.#lengths.reduce((sum, length) => sum + length, 0);
+    let given = 0, at = 0, next = 0;
+    for (const piece of pieces) {
+      given += piece.length;
+      for (let from = 0; from < piece.length && next < KINDS.length * this.#lengths.length;) {
+        const own = this.#take(Math.floor(next / KINDS.length), KINDS[next % KINDS.length]!);
+        const part = piece.subarray(from, from + own.length - at);
+        own.set(part, at);
+        [from, at] = [from + part.length, at + part.length];
+        if (at === own.length) [at, next] = [0, next + 1];
       }
-      own.set(arrays[i]);
+    }
+    if (given !== KINDS.length * count) {
+      throw new TypeError(
+        `Cannot go on optimizing: there must be ${count} parameters, got ${given / KINDS.length}`,
+      );
     }
     this.#steps = steps;
-    this.#publish(this.#values);
+    this.#publish("in units");
   }
 
   clearGradients(): void {
-    for (const { gradients } of this.parameters) gradients.fill(0);
+    for (const own of this.parameters) {
+      if (own.clearGradients === undefined) own.gradients.fill(0);
+      else own.clearGradients();
+    }
   }
 
   /** Gradients in units, in the arrays that the loss has filled. @returns their length */
@@ -92,49 +113,56 @@ export class AdamState {
   /** One step of Adam. @returns 1 where the gradient was longer than `clipNorm` and shortened, else 0 */
   step(rate: number, clipNorm: number | undefined): number {
     const isClipped = clipNorm !== undefined && this.#norm > clipNorm;
-    if (isClipped) {
-      const share = clipNorm / this.#norm;
-      for (const { gradients } of this.parameters) {
-        for (let i = 0; i < gradients.length; i++) gradients[i]! *= share;
-      }
-    }
+    const share = isClipped ? clipNorm / this.#norm : 1;
     this.#steps++;
-    let at = 0;
-    for (const { gradients } of this.parameters) {
-      const [values, first, second] = [this.#values, this.#first, this.#second].map((array) =>
-        array.subarray(at, at + gradients.length)
-      ) as [Floats, Floats, Floats];
+    for (const [p, { gradients }] of this.parameters.entries()) {
+      for (let i = 0; isClipped && i < gradients.length; i++) gradients[i]! *= share;
+      const values = this.#take(p, "in units"),
+        first = this.#take(p, "first"),
+        second = this.#take(p, "second");
       adamStep(this.kernels, { values, gradients, first, second }, this.#steps, rate);
-      at += gradients.length;
+      this.#publishOne(p, values);
     }
-    this.#publish(this.#values);
     return Number(isClipped);
   }
 
   remember(): void {
-    this.#best.set(this.#values);
+    for (const p of this.parameters.keys()) this.#take(p, "best").set(this.#read(p, "in units"));
   }
 
   restore(): void {
-    this.#publish(this.#best);
+    this.#publish("best");
   }
 
   /** Goes back to the best values and forgets the moments. */
   restart(): void {
-    this.#values.set(this.#best);
-    this.#first.fill(0);
-    this.#second.fill(0);
+    for (const p of this.parameters.keys()) {
+      this.#take(p, "in units").set(this.#read(p, "best"));
+      for (const kind of ["first", "second"] as const) this.#memory.clear(nameOf(p, kind));
+    }
     this.#steps = 0;
     this.restore();
   }
 
-  #publish(from: Float32Array): void {
-    let at = 0;
-    for (const { values, units } of this.parameters) {
-      for (let i = 0; i < values.length; i++) values[i] = from[at++]! * (units?.[i] ?? 1);
-    }
+  #publish(kind: Kind): void {
+    for (const p of this.parameters.keys()) this.#publishOne(p, this.#read(p, kind));
+  }
+
+  #publishOne(p: number, from: Float32Array): void {
+    const { values, units } = this.parameters[p]!;
+    for (let i = 0; i < values.length; i++) values[i] = from[i]! * (units?.[i] ?? 1);
+  }
+
+  #take(p: number, kind: Kind): Floats {
+    return this.#memory.take(nameOf(p, kind), this.#lengths[p]!);
+  }
+
+  #read(p: number, kind: Kind): Float32Array {
+    return this.#memory.read(nameOf(p, kind), this.#lengths[p]!);
   }
 }
+
+const nameOf = (p: number, kind: Kind): string => `${p} ${kind}`;
 
 /** Arrays of equal length that a step of Adam works on. */
 export interface AdamArrays {

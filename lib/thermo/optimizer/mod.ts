@@ -85,7 +85,7 @@ class Optimization {
   constructor(kernels: Kernels, problem: OptimizationProblem, settings: Settings) {
     [this.#problem, this.#settings] = [problem, settings];
     this.#schedule = new Schedule(problem, settings);
-    this.#state = new AdamState(kernels, problem.parameters);
+    this.#state = new AdamState(kernels, problem.parameters, problem.memory);
   }
 
   /** Looks at the start, or goes on from where an earlier one was. */
@@ -96,7 +96,7 @@ class Optimization {
       this.#loop = { ...loop };
       this.#history.restart(history);
       this.#schedule.restart(schedule);
-      this.#state.goOn(start.arrays, steps);
+      this.#state.goOn(start.pieces, steps);
     } else if (validate !== undefined) {
       const initial = this.#loop.initial = this.#schedule.validate();
       if (!Number.isFinite(initial)) throw notFinite("the validated loss", initial);
@@ -194,7 +194,7 @@ class Optimization {
       schedule: this.#schedule.state(),
       steps: this.#state.steps,
     };
-    this.#problem.onState?.({ progress: progressText(progress), arrays: this.#state.arrays });
+    this.#problem.onState?.({ progress: progressText(progress), pieces: this.#state.pieces });
   }
 }
 

@@ -1,7 +1,11 @@
 /** What is optimized, how, and what came of it. */
+import type { PagedFloats } from "../../output/paged_floats.ts";
 import type { LossHistory, LossTerms } from "../losses.ts";
 
-/** Parameters, their gradients, and what a step of 1 stands for. */
+/**
+ * Parameters, their gradients, and what a step of 1 stands for. The arrays are asked for again whenever they
+ * are needed: they may lie in a file meanwhile.
+ */
 export interface Parameters {
   readonly name: string;
   readonly values: Float32Array<ArrayBuffer>;
@@ -9,6 +13,8 @@ export interface Parameters {
   readonly gradients: Float32Array<ArrayBuffer>;
   /** Units in which each value moves, above 0. Default 1. */
   readonly units?: Float32Array | undefined;
+  /** Sets the gradients to 0 without reading them; default they are filled. */
+  clearGradients?(): void;
 }
 
 /** Settings of {@linkcode optimize}. */
@@ -47,6 +53,8 @@ export interface OptimizationProblem {
   readonly onPlan?: ((plan: OptimizationPlan) => void) | undefined;
   /** Where an earlier optimization of the same problem was: this one goes on to the same result. */
   readonly start?: OptimizerState | undefined;
+  /** Where what is kept of each parameter lies; default in memory. */
+  readonly memory?: PagedFloats | undefined;
   /** Called behind each look at the validated loss and at the end; what it gets is valid during the call. */
   readonly onState?: ((state: OptimizerState) => void) | undefined;
 }
@@ -55,8 +63,11 @@ export interface OptimizationProblem {
 export interface OptimizerState {
   /** Numbers of the iterations so far, as JSON. */
   readonly progress: string;
-  /** Of all parameters, in units: present and best values, and Adam's two moments. */
-  readonly arrays: readonly Float32Array<ArrayBuffer>[];
+  /**
+   * Of one parameter after the other, in units: present and best values, and Adam's two moments. Pieces of
+   * any lengths, each valid until the next is asked for.
+   */
+  readonly pieces: Iterable<Float32Array>;
 }
 
 /** What an optimization will do in its time, from a timed step. */
