@@ -16,6 +16,7 @@ import { DitGradients } from "../../lib/models/backward/dit.ts";
 import { MaskedTransformerGradients } from "../../lib/models/backward/masked_transformer.ts";
 import type { RefinableLinear } from "../../lib/models/backward/linear.ts";
 import { loadDit, loadDream, loadLlada } from "../../lib/models/mod.ts";
+import { PagedFloats } from "../../lib/output/paged_floats.ts";
 import { quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
 import { type OneLevelTensor, quantize, unpackCodes } from "../../lib/quant/mod.ts";
 import { equalTimeGroups, timestepAxis } from "../../lib/time/mod.ts";
@@ -284,6 +285,9 @@ test("every instruction set and number of threads gives the same bits", () => {
   for (const { values } of digests.slice(1)) expect(values).toEqual(digests[0]!.values);
 });
 
+/** Memory of as little as there may be: most parameters are in a file. */
+const pagedMemory = () => new PagedFloats({ memoryBytes: 0, path: place.fresh() });
+
 /** Scales and zero points of a packed tensor in float64. */
 function parametersOf({ scale, zeroPoint, bits }: OneLevelTensor) {
   const halves = (bits: Uint16Array<ArrayBuffer>) =>
@@ -425,8 +429,12 @@ describe("a whole masked transformer, packed", () => {
         return sum;
       };
       const weights = readWeights(output, kernels);
+      using memory = pagedMemory();
       const results = [false, true].map((recompute) => {
-        const gradients = new MaskedTransformerGradients(packed, { recompute });
+        const gradients = new MaskedTransformerGradients(packed, {
+          recompute,
+          memory: recompute ? memory : undefined,
+        });
         const logits = gradients.forward(ids, batch, rows);
         expect([...logits]).toEqual([...packed.forward(ids, batch, { rows })]);
         gradients.backward(dlogits);
@@ -499,8 +507,9 @@ test("a whole DiT, packed: scales, zero points and biases of every layer, the co
       const out = imagePrediction(weights, model, image, time, labels[i]!);
       return sum + dot(out, doutput.subarray(i * out.length, (i + 1) * out.length));
     }, 0);
+  using memory = pagedMemory();
   const results = [false, true].map((recompute) => {
-    const gradients = new DitGradients(packed, { recompute });
+    const gradients = new DitGradients(packed, { recompute, memory: recompute ? memory : undefined });
     expect([...gradients.forward(samples, times, labels)]).toEqual([
       ...packed.forward(samples, times, labels),
     ]);

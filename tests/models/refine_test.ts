@@ -13,12 +13,13 @@ import {
 import { loadDit, loadDream, loadTokenizer } from "../../lib/models/mod.ts";
 import { openKernels, withThreads } from "../../lib/native/mod.ts";
 import { quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
+import { PagedFloats } from "../../lib/output/paged_floats.ts";
 import type { OneLevelTensor } from "../../lib/quant/mod.ts";
 import { tokenKl } from "../../lib/thermo/masked_transition.ts";
 import { equalTimeGroups, maskRatioAxis, TimeParameters } from "../../lib/time/mod.ts";
 import { MODELS, workplace } from "../_checkpoints.ts";
-import { gaussians } from "../_kernels.ts";
-import { ditCheckpoint, SMALL_IMAGE, store } from "../_models.ts";
+import { gaussians, randomStream } from "../_kernels.ts";
+import { ditCheckpoint, dreamCheckpoint, SMALL_IMAGE, SMALL_LANGUAGE, store } from "../_models.ts";
 
 const kernels = await openKernels({ threads: 1 });
 const place = workplace();
@@ -240,6 +241,45 @@ describe("dream-mini at 2 bits", () => {
     }
     expect(() => refineMaskedTransformer(load(), full, data, { ...options, learningRate: -1 })).toThrow(
       "learningRate",
+    );
+  });
+});
+
+describe("by blocks", () => {
+  const options = { learningRate: 0.001, maxIterations: 4, convergenceThreshold: 0, validateEvery: 1 };
+  const tokens = 8, batch = 2, rows = Int32Array.of(1, 3, 4, 9, 14);
+  const batches = (seed: number, count: number): MaskedBatch[] =>
+    Array.from({ length: count }, (_, b) => {
+      const random = randomStream(seed + b);
+      return { inputIds: Int32Array.from({ length: batch * tokens }, () => Math.floor(50 * random())), batch, rows };
+    });
+  // The same, so that a step surely helps.
+  const data = { train: batches(1, 1), heldOut: batches(1, 1) };
+
+  test("memory does not grow with their number, and the result is that of all at once", async () => {
+    const results = [];
+    for (const blocks of [3, 9]) {
+      const input = store(place.fresh(), dreamCheckpoint({ ...SMALL_LANGUAGE, blocks }));
+      const packed = await quantized(input, { bit_width: 2, group_size: 16 });
+      const refine = (more: object) =>
+        refineMaskedTransformer(loadDream(packed, kernels), loadDream(input, kernels), data, { ...options, ...more });
+      const whole = refine({});
+      using memory = new PagedFloats({ memoryBytes: 0, path: place.fresh() });
+      const own = refine({ memory, recompute: true });
+      expect([own.layers, own.losses, own.best]).toEqual([whole.layers, whole.losses, whole.best]);
+      expect([own.kept, own.layers.length]).toEqual([true, 7 * blocks]);
+      // A value, its gradient, its unit and the optimizer's four.
+      expect(whole.parameterBytes).toBe(28 * whole.parameters);
+      expect(memory.fileBytes).toBe(28 * own.parameters);
+      results.push({ blocks, own, whole });
+    }
+    const [few, many] = results as [typeof results[0], typeof results[0]];
+    expect(many.own.parameterBytes).toBe(few.own.parameterBytes);
+    expect(many.own.parameterBytes).toBeLessThan(many.whole.parameterBytes / 9);
+    // What blocks read is kept of each, their values of one.
+    expect(many.own.scratchBytes - few.own.scratchBytes).toBe(6 * 4 * batch * tokens * SMALL_LANGUAGE.width);
+    expect(many.whole.scratchBytes - few.whole.scratchBytes).toBeGreaterThan(
+      5 * (many.own.scratchBytes - few.own.scratchBytes),
     );
   });
 });

@@ -1,7 +1,9 @@
 /** What the gradient refinement has time and memory for. */
 import { afterAll, describe, expect, test } from "bun:test";
+import { mkdirSync, readdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { resolveConfig } from "../../lib/config/mod.ts";
+import { InterruptedError } from "../../lib/errors.ts";
 import { DitGradients } from "../../lib/models/backward/dit.ts";
 import { type RefinableLayers, RefinableLinear } from "../../lib/models/backward/linear.ts";
 import { MaskedTransformerGradients } from "../../lib/models/backward/mod.ts";
@@ -10,13 +12,13 @@ import { Workspace } from "../../lib/models/layers/workspace.ts";
 import { dequantize, quantize } from "../../lib/quant/mod.ts";
 import { openKernels } from "../../lib/native/mod.ts";
 import { loadCalibration } from "../../lib/phases/mod.ts";
-import { whatFits } from "../../lib/phases/fitting.ts";
+import { memoryThatFits, whatFits } from "../../lib/phases/fitting.ts";
 import { refinePhase } from "../../lib/phases/refinement.ts";
 import { quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
 import { quantizedByWeights } from "../../lib/solve/by_weights.ts";
 import { planQuantization } from "../../lib/plan/plan.ts";
 import { openCheckpoint } from "../../lib/tensor/mod.ts";
-import { MODELS, workplace } from "../_checkpoints.ts";
+import { MODELS, rejection, workplace } from "../_checkpoints.ts";
 
 const place = workplace();
 const kernels = await openKernels({ threads: 1 });
@@ -138,18 +140,55 @@ describe("the memory of a refinement", () => {
     const settings = { maxIterations: 3 };
     const refine = async (more: object) =>
       (await refinePhase({ ...context, ...more }, packed, settings, undefined))!.report;
-    const free = await refine({}),
-      bound = await refine({
-        held,
-        gradientBytes: 0,
-        onPlan: (message: string) => messages.push(message),
-      });
+    const free = await refine({});
+    const folder = place.fresh();
+    mkdirSync(folder);
+    const bound = { held, gradientBytes: 0, place: { folder, identity: "one", fileNumbers: 1000 } };
+    // Stopped behind its second look, it goes on to the same end; a lost file begins it again.
+    const stopped = async (step: number) => {
+      const steps: number[] = [];
+      const onStep = (_phase: string, done: number) => {
+        steps.push(done);
+        if (done === step) throw new InterruptedError("Stopped by SIGINT", "SIGINT");
+      };
+      expect(await rejection(refine({ ...bound, onStep }))).toBeInstanceOf(InterruptedError);
+      return steps;
+    };
+    expect(await stopped(2)).toEqual([0, 1, 2]);
+    expect(readdirSync(folder).filter((name) => name.includes("refinement-")).length).toBeGreaterThan(10);
+    expect(await stopped(2)).toEqual([2]);
+    const [part] = readdirSync(folder).filter((name) => name.includes("refinement-"));
+    rmSync(join(folder, part!));
+    expect(await stopped(2)).toEqual([0, 1, 2]);
+    const blocks = await refine({
+      ...bound,
+      onPlan: (message: string) => messages.push(message),
+    });
     expect(held.bytes).toBeLessThanOrEqual(largest);
     expect(held.bytesRead).toBeGreaterThan(0);
-    expect(bound.scratchBytes).toBeLessThan(free.scratchBytes);
-    expect([bound.losses.total, bound.best]).toEqual([free.losses.total, free.best]);
+    expect(blocks.scratchBytes).toBeLessThan(free.scratchBytes);
+    expect(blocks.parameterBytes).toBeLessThan(free.parameterBytes / 2);
+    expect([blocks.losses.total, blocks.best, blocks.layers]).toEqual([free.losses.total, free.best, free.layers]);
+    expect(messages[0]).toStartWith("gradient refinement goes on from its last look");
+    expect(messages[1]).toMatch(
+      /of one block at a time, which is run again on the way back\), .* of parameters \(of one block at a time, of .* in the work folder\)$/,
+    );
+    messages.length = 0;
+    await refine({ onPlan: (message: string) => messages.push(message) });
     expect(messages[0]).toMatch(
       /^gradient refinement begins: about .* a step of \d+ sequences and .* held-out samples; all 3 steps are expected/,
     );
+    expect(messages[1]).toMatch(/of a step's values \(of all blocks\), .* of parameters \(of all blocks\)$/);
+    expect(readdirSync(folder).some((name) => name.endsWith(".parameters"))).toBe(false);
+  });
+
+  test("is all or that of the block with most parameters, as the limit allows", () => {
+    const cost = { scratchBytes: 5000, recomputedBytes: 900 }, blocks = [10, 30, 20];
+    expect(memoryThatFits(cost, blocks, 5000)).toEqual({
+      ...{ recomputes: false, stepBytes: 5000, parameterBytes: 28 * 60, heldBytes: 28 * 60 },
+    });
+    expect(memoryThatFits(cost, blocks, 1679)).toMatchObject({
+      ...{ recomputes: true, stepBytes: 900, parameterBytes: 28 * 60, heldBytes: 28 * 30 },
+    });
   });
 });
