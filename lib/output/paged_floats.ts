@@ -11,7 +11,7 @@ import { giveBack } from "../quant/array_memory.ts";
 type Floats = Float32Array<ArrayBuffer>;
 
 /** Arrays as long as the longest that always have room, so that a step may use as many at once. */
-const TOGETHER = 6;
+export const TOGETHER = 6;
 
 /** Where arrays are. */
 export interface PagedFloatsOptions {

@@ -1,4 +1,5 @@
 /** What the gradient refinement has time and memory for: known before its first step. */
+import { TOGETHER } from "../output/paged_floats.ts";
 import { formatBytes, secondsText } from "../progress.ts";
 import type { Family } from "./settings.ts";
 
@@ -96,21 +97,49 @@ export interface RefinementMemory {
   readonly heldBytes: number;
 }
 
+/** Refined parameters of a layer. */
+export interface LayerParameterCount {
+  /** The block; of what lies behind the last block, undefined. */
+  readonly block: number | undefined;
+  readonly parameters: number;
+  /** Those of one kind, of which it has most. */
+  readonly longest: number;
+}
+
+/** Refined parameters of a layer, which has some of them for each group of weights and some for each row. */
+export function parametersOf(
+  block: number | undefined,
+  { rows, groups, isReal, perRow }: {
+    readonly rows: number;
+    readonly groups: number;
+    readonly isReal: boolean;
+    readonly perRow: number;
+  },
+): LayerParameterCount {
+  const parameters = rows * (groups * (isReal ? 2 : 1) + perRow);
+  return { block, parameters, longest: rows * Math.max(groups, perRow) };
+}
+
 /**
- * What is in memory: of all blocks where that takes no more than `limitBytes`, else of one.
+ * What is in memory: of all blocks where that takes no more than `limitBytes`, else of one; of a head, which
+ * may be larger, what is used together.
  *
  * @param step bytes of its values, of all blocks and with blocks that are run again
- * @param blocks parameters of each block
  */
 export function memoryThatFits(
   { scratchBytes, recomputedBytes }: {
     readonly scratchBytes: number;
     readonly recomputedBytes: number;
   },
-  blocks: readonly number[],
+  layers: readonly LayerParameterCount[],
   limitBytes: number,
 ): RefinementMemory {
-  const parameterBytes = PARAMETER_BYTES * blocks.reduce((sum, own) => sum + own, 0);
+  const sumOf = (own: readonly LayerParameterCount[]) =>
+    own.reduce((sum, { parameters }) => sum + parameters, 0);
+  const parameterBytes = PARAMETER_BYTES * sumOf(layers);
+  const blocks = Map.groupBy(layers.filter(({ block }) => block !== undefined), ({ block }) => block);
+  const ofBlock = Math.max(0, ...[...blocks.values()].map((own) => PARAMETER_BYTES * sumOf(own)));
+  const together = layers.reduce((most, { longest }) => Math.max(most, 4 * TOGETHER * longest), 0);
   const recomputes = scratchBytes > limitBytes;
   return {
     recomputes,
@@ -118,7 +147,7 @@ export function memoryThatFits(
     parameterBytes,
     heldBytes: parameterBytes <= limitBytes
       ? parameterBytes
-      : PARAMETER_BYTES * blocks.reduce((most, own) => Math.max(most, own), 0),
+      : Math.min(parameterBytes, Math.max(ofBlock, together)),
   };
 }
 

@@ -18,8 +18,10 @@ import { maskedRows, meanStepKl, StepKlMeter } from "../calibration/step_kl.ts";
 import { fromBfloat16, toBfloat16 } from "../tensor/bfloat16.ts";
 import {
   fitsText,
+  type LayerParameterCount,
   memoryText,
   memoryThatFits,
+  parametersOf,
   REFINEMENT_HELD_OUT,
   type RefinementMemory,
   samplesOfStep,
@@ -62,7 +64,8 @@ export async function refinePhase(
   settings: RefinementSettings,
   timeGroups: TimeGroups | undefined,
 ): Promise<Refined | undefined> {
-  const { calibrated, source, seed, checkpoint, gradientBytes = Infinity } = context, started = performance.now();
+  const { calibrated, source, seed, checkpoint, gradientBytes = Infinity } = context,
+    started = performance.now();
   const quantized = loadPhaseModel(context, { weights });
   // The two models run in turns; a batch of one is still read while the other runs.
   const full: LoadedModel = loadPhaseModel({ ...context, workspace: undefined }, {});
@@ -101,8 +104,8 @@ export async function refinePhase(
   const left = maxMinutes * 60_000 - (now - started) - (now - measuring);
   let iterations = maxIterations;
   const cost = gradientCost(modelConfig(checkpoint), { batch: size, tokens });
-  const blocks = parametersOfBlocks(quantized, timeGroups?.count ?? 0);
-  const held = memoryThatFits(cost, blocks, gradientBytes);
+  const layers = parametersOfLayers(quantized, timeGroups?.count ?? 0);
+  const held = memoryThatFits(cost, layers, gradientBytes);
   context.onPlan?.(memoryText(held));
   using memory = parameterMemory(context.place, held);
   const report = refineTask(task, fits.batches, {
@@ -129,16 +132,17 @@ export async function refinePhase(
   return { report, biases: storedBiases(checkpoint, report), before, stepKlOf };
 }
 
-/** Parameters of each block of a packed model. */
-function parametersOfBlocks({ model: { stages } }: LoadedModel, timeGroups: number): number[] {
-  return [...Map.groupBy(stages, ({ block }) => block).values()].map((own) =>
-    own.flatMap(({ layers }) => layers).reduce((sum, { weights, bias }) => {
-      if (!("packed" in weights)) return sum;
+/** Parameters of a packed model's layers. */
+function parametersOfLayers({ model: { stages } }: LoadedModel, timeGroups: number): LayerParameterCount[] {
+  const head = stages.at(-1)!.block;
+  return stages.flatMap(({ block, layers }) =>
+    layers.flatMap(({ weights, bias }) => {
+      if (!("packed" in weights)) return [];
       const { rows, cols, groupSize, scaleBits } = weights;
       const isReal = scaleBits !== undefined || weights.zeroPointKind === "real";
-      const ofRow = groupCount(cols, groupSize) * (isReal ? 2 : 1) + Number(bias !== undefined) + timeGroups;
-      return sum + rows * ofRow;
-    }, 0)
+      const perRow = Number(bias !== undefined) + timeGroups, groups = groupCount(cols, groupSize);
+      return parametersOf(block === head ? undefined : block, { rows, groups, isReal, perRow });
+    })
   );
 }
 

@@ -1,7 +1,9 @@
 /** What the gradient refinement has time and memory for. */
 import { afterAll, describe, expect, test } from "bun:test";
+import { spawnSync } from "node:child_process";
 import { mkdirSync, readdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
+import process from "node:process";
 import { resolveConfig } from "../../lib/config/mod.ts";
 import { InterruptedError } from "../../lib/errors.ts";
 import { DitGradients } from "../../lib/models/backward/dit.ts";
@@ -9,16 +11,16 @@ import { type RefinableLayers, RefinableLinear } from "../../lib/models/backward
 import { MaskedTransformerGradients } from "../../lib/models/backward/mod.ts";
 import { gradientCost, HeldWeights, loadModel, modelConfig } from "../../lib/models/mod.ts";
 import { Workspace } from "../../lib/models/layers/workspace.ts";
-import { dequantize, quantize } from "../../lib/quant/mod.ts";
+import { dequantize, groupCount, quantize } from "../../lib/quant/mod.ts";
 import { openKernels } from "../../lib/native/mod.ts";
 import { loadCalibration } from "../../lib/phases/mod.ts";
-import { memoryThatFits, whatFits } from "../../lib/phases/fitting.ts";
+import { memoryThatFits, parametersOf, whatFits } from "../../lib/phases/fitting.ts";
 import { refinePhase } from "../../lib/phases/refinement.ts";
 import { quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
 import { quantizedByWeights } from "../../lib/solve/by_weights.ts";
 import { planQuantization } from "../../lib/plan/plan.ts";
 import { openCheckpoint } from "../../lib/tensor/mod.ts";
-import { MODELS, rejection, workplace } from "../_checkpoints.ts";
+import { MODELS, rejection, ROOT, workplace } from "../_checkpoints.ts";
 
 const place = workplace();
 const kernels = await openKernels({ threads: 1 });
@@ -168,7 +170,11 @@ describe("the memory of a refinement", () => {
     expect(held.bytesRead).toBeGreaterThan(0);
     expect(blocks.scratchBytes).toBeLessThan(free.scratchBytes);
     expect(blocks.parameterBytes).toBeLessThan(free.parameterBytes / 2);
-    expect([blocks.losses.total, blocks.best, blocks.layers]).toEqual([free.losses.total, free.best, free.layers]);
+    expect([blocks.losses.total, blocks.best, blocks.layers]).toEqual([
+      free.losses.total,
+      free.best,
+      free.layers,
+    ]);
     expect(messages[0]).toStartWith("gradient refinement goes on from its last look");
     expect(messages[1]).toMatch(
       /of one block at a time, which is run again on the way back\), .* of parameters \(of one block at a time, of .* in the work folder\)$/,
@@ -182,13 +188,64 @@ describe("the memory of a refinement", () => {
     expect(readdirSync(folder).some((name) => name.endsWith(".parameters"))).toBe(false);
   });
 
+  test("of an image model is that of a block with the same result, too", async () => {
+    const input = join(MODELS, "glyph-dit"), folder = place.fresh();
+    mkdirSync(folder);
+    using checkpoint = openCheckpoint(input);
+    const { config } = resolveConfig({ overrides: { solver: "round", bit_width: 2 } });
+    const source = join(input, "calibration_images.safetensors");
+    const calibrated = await loadCalibration(loadModel(input, kernels), { source, samples: 16, seed: 1 });
+    const rows = planQuantization(checkpoint, config).rows.filter(({ action }) => action === "quantize");
+    const packed = quantizedByWeights(calibrated.model, rows, { ...config, solver: "round" }, kernels);
+    const refine = async (more: object) => {
+      const context = { checkpoint, calibrated, kernels, source, seed: 1, ...more };
+      return (await refinePhase(context, packed, { maxIterations: 2 }, undefined))!.report;
+    };
+    const free = await refine({}),
+      own = await refine({ gradientBytes: 0, place: { folder, identity: "one" } });
+    expect([own.layers, own.losses, own.best]).toEqual([free.layers, free.losses, free.best]);
+    expect(own.kept).toBe(true);
+    expect(own.parameterBytes).toBeLessThan(free.parameterBytes / 2);
+    expect(own.scratchBytes).toBeLessThan(free.scratchBytes / 2);
+  });
+
+  test("at the size of Dream 7B is that of docs/phases.md", () => {
+    const folder = place.fresh();
+    const made = spawnSync(process.execPath, [
+      ...["run", "scripts/make_checkpoint.ts", folder, "--layers", "28", "--vocabulary", "152064"],
+      "--headers-only",
+    ], { cwd: ROOT, encoding: "utf8" });
+    expect([made.status, made.stderr]).toEqual([0, ""]);
+    using checkpoint = openCheckpoint(folder);
+    const cost = gradientCost(modelConfig(checkpoint), { batch: 9, tokens: 128 });
+    const { config } = resolveConfig({ overrides: { bit_width: 2, group_size: 64, solver: "round" } });
+    const layers = planQuantization(checkpoint, config).rows.flatMap(({ name, action, shape, groupSize }) => {
+      if (action !== "quantize" || name.includes("embed")) return [];
+      const block = /layers\.(\d+)/.exec(name)?.[1], [rows, cols] = shape as [number, number];
+      const perRow = Number(checkpoint.tensors.has(name.replace(/weight$/, "bias")));
+      const groups = groupCount(cols, groupSize!);
+      return [parametersOf(block === undefined ? undefined : +block, { rows, groups, isReal: true, perRow })];
+    });
+    expect(layers).toHaveLength(28 * 7 + 1);
+    const gigabytes = (bytes: number) => (bytes / 1e9).toFixed(1);
+    const whole = memoryThatFits(cost, layers, Infinity), own = memoryThatFits(cost, layers, 3e9);
+    expect([whole.heldBytes, whole.stepBytes].map(gigabytes)).toEqual(["6.2", "13.0"]);
+    expect([own.heldBytes, own.stepBytes].map(gigabytes)).toEqual(["0.2", "3.6"]);
+  });
+
   test("is all or that of the block with most parameters, as the limit allows", () => {
-    const cost = { scratchBytes: 5000, recomputedBytes: 900 }, blocks = [10, 30, 20];
-    expect(memoryThatFits(cost, blocks, 5000)).toEqual({
+    const cost = { scratchBytes: 5000, recomputedBytes: 900 };
+    const layers = [[0, 10], [1, 20], [1, 10], [2, 20]].map(([block, parameters]) => {
+      return { block, parameters: parameters!, longest: 5 };
+    });
+    expect(memoryThatFits(cost, layers, 5000)).toEqual({
       ...{ recomputes: false, stepBytes: 5000, parameterBytes: 28 * 60, heldBytes: 28 * 60 },
     });
-    expect(memoryThatFits(cost, blocks, 1679)).toMatchObject({
+    expect(memoryThatFits(cost, layers, 1679)).toMatchObject({
       ...{ recomputes: true, stepBytes: 900, parameterBytes: 28 * 60, heldBytes: 28 * 30 },
     });
+    // A head's arrays that are used together are in memory, not all that it has.
+    const head = { block: undefined, parameters: 100, longest: 50 };
+    expect(memoryThatFits(cost, [...layers, head], 100).heldBytes).toBe(6 * 4 * 50);
   });
 });

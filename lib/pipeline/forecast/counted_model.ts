@@ -5,14 +5,15 @@ import { maskedRows } from "../../calibration/step_kl.ts";
 import { type ConfigInForce, wantsPhases } from "../../config/mod.ts";
 import { forwardCost, gradientCost, modelRequirements } from "../../models/mod.ts";
 import {
+  type LayerParameterCount,
   memoryThatFits,
+  parametersOf,
   REFINEMENT_HELD_OUT,
   type RefinementMemory,
   samplesOfStep,
   whatFits,
 } from "../../phases/fitting.ts";
 import { REFINEMENT_DEFAULTS } from "../../phases/settings.ts";
-import { isTokenTable } from "../../plan/plan.ts";
 import { groupCount } from "../../quant/mod.ts";
 import { candidateCount } from "../../solve/candidates.ts";
 import { GRADIENT_SHARE } from "./memory_shares.ts";
@@ -206,19 +207,20 @@ export class CountedModel extends CountedWork {
     return memoryThatFits(cost, this.#refinedParameters(config), GRADIENT_SHARE * this.run.memoryBytes);
   }
 
-  /** Scales, zero points and biases that the refinement moves, of each block. */
-  #refinedParameters(config: ConfigInForce): number[] {
-    const groups = config.enableTimeAware && config.outputCorrection ? config.numTimeGroups : 0;
-    const blockOf = new Map(
-      this.run.calibrated.model.stages.flatMap(({ block, layers }) =>
-        layers.map(({ name }) => [name, block] as const)
-      ),
-    );
-    const quantized = this.run.rows.filter((row) => row.action === "quantize" && !isTokenTable(row));
-    return [...Map.groupBy(quantized, ({ name }) => blockOf.get(name)).values()].map((rows) =>
-      sum(rows.map(({ shape: [rows, cols], groupSize, zeroPoint }) =>
-        rows! * (groupCount(cols!, groupSize!) * (zeroPoint === "real" ? 2 : 1) + 1 + groups)
-      ))
+  /** Scales, zero points and biases that the refinement moves. */
+  #refinedParameters(config: ConfigInForce): LayerParameterCount[] {
+    const perRow = 1 + (config.enableTimeAware && config.outputCorrection ? config.numTimeGroups : 0);
+    const { stages } = this.run.calibrated.model, head = stages.at(-1)?.block;
+    const quantized = this.run.rows.filter(({ action }) => action === "quantize");
+    const rowsOf = new Map(quantized.map((row) => [row.name, row]));
+    return stages.flatMap(({ block, layers }) =>
+      layers.flatMap(({ name }) => {
+        const row = rowsOf.get(name);
+        if (row === undefined) return [];
+        const { shape: [rows, cols], groupSize, zeroPoint } = row;
+        const groups = groupCount(cols!, groupSize!), isReal = zeroPoint === "real";
+        return parametersOf(block === head ? undefined : block, { rows: rows!, groups, isReal, perRow });
+      })
     );
   }
 
