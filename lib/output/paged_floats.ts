@@ -112,7 +112,7 @@ export class PagedFloats {
     return held;
   }
 
-  /** Lets arrays go until one of this length fits. @returns memory of one of them, where it has that length */
+  /** Lets arrays go until one of this length fits. @returns memory of one of them that has that length */
   #room(length: number): Floats | undefined {
     const limit = Math.max(this.#memoryBytes, TOGETHER * this.#longest);
     let own: Floats | undefined;

@@ -83,7 +83,7 @@ export function fitsText(
 }
 
 /** Bytes of a refined parameter: its value, gradient and unit, and the optimizer's four numbers. */
-export const PARAMETER_BYTES = 7 * 4;
+const PARAMETER_BYTES = 7 * 4;
 
 /** What refined parameters and the values of a step take, and what of it is in memory. */
 export interface RefinementMemory {

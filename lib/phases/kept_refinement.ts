@@ -29,7 +29,7 @@ export interface KeptRefinement {
 interface Header {
   readonly fits: FittingWork;
   readonly progress: string;
-  /** Of the files with the numbers before those of this one: how often something was kept, and their count. */
+  /** Of the files with the numbers before those of this one: how often was kept, and their count. */
   readonly generation: number;
   readonly files: number;
 }

@@ -34,7 +34,7 @@ export interface RefinedParts {
 }
 
 /** Parameters of one kind of one layer, with what an optimizer needs; they may lie in a file meanwhile. */
-export class ParameterArray implements Parameters {
+class ParameterArray implements Parameters {
   readonly #memory: PagedFloats;
 
   /**
