@@ -1,5 +1,7 @@
 /** Goals of the default solver: own calibration data beside real ones, and more bits beside fewer. */
+import { bootstrapRatio, type Interval } from "../../eval/intervals.ts";
 import type { BitWidth, GroupSize } from "../../quant/mod.ts";
+import { span } from "../settings.ts";
 import type { Goal } from "../suite.ts";
 import { gridName } from "./method.ts";
 
@@ -20,17 +22,24 @@ export interface MeasuredDistance {
   readonly bits: BitWidth;
   readonly groupSize: GroupSize;
   readonly distance: number;
+  /** Of the same samples in the same order for all: the distance is proportional to their sum. */
+  readonly samples: ArrayLike<number>;
 }
 
-const text = (own: number, other: number) =>
-  `${(own / other).toFixed(3)} × (${own.toPrecision(3)} / ${other.toPrecision(3)})`;
+/** One distance beside another on the same samples; the interval is of drawing samples again, for both alike. */
+const ratioOf = (own: MeasuredDistance, other: MeasuredDistance): Interval =>
+  bootstrapRatio(own.samples, other.samples);
+
+const text = (own: MeasuredDistance, other: MeasuredDistance) =>
+  `${span(ratioOf(own, other), 3)} × (${own.distance.toPrecision(3)} / ${other.distance.toPrecision(3)})`;
 
 /** Weights of a group, more for a whole row than for any other. */
 const weightsOf = (groupSize: GroupSize): number => groupSize === 0 ? Infinity : groupSize;
 
 /**
  * Own samples beside real data at each setting, and real data with more bits or smaller groups beside those
- * with less. Nothing where the others were not measured.
+ * with less: of many pairs one is always the worst, so that it counts only where its interval lies above 1.
+ * Nothing where the others were not measured.
  */
 export function defaultGoals(model: string, measured: readonly MeasuredDistance[], unit: string): Goal[] {
   const real = measured.filter((own) => own.name === gridName(BEST_ON.real, own));
@@ -39,24 +48,23 @@ export function defaultGoals(model: string, measured: readonly MeasuredDistance[
     return other === undefined ? [] : [{
       goal: `${model}, ${gridName("best", own)}: ${unit}, own samples / real data`,
       wanted: `at most ${OWN_SHARE} ×`,
-      measured: text(other.distance, own.distance),
+      measured: text(other, own),
       met: other.distance <= OWN_SHARE * own.distance,
     }];
   });
   const pairs = real.flatMap((more) =>
     real.filter((less) =>
       less !== more && more.bits >= less.bits && weightsOf(more.groupSize) <= weightsOf(less.groupSize)
-    ).map((less) => ({ more, less }))
+    ).map((less) => ({ more, less, ratio: ratioOf(more, less) }))
   );
   if (pairs.length === 0) return sources;
-  const ratio = ({ more, less }: (typeof pairs)[number]) => more.distance / less.distance;
-  const worst = pairs.reduce((a, b) => ratio(b) > ratio(a) ? b : a);
+  const worst = pairs.reduce((a, b) => b.ratio.low > a.ratio.low ? b : a);
   return [...sources, {
     goal: `${model}, best: ${unit}, more bits a weight / fewer, worst of ${pairs.length} pairs`,
-    wanted: "at most 1 ×",
-    measured: `${text(worst.more.distance, worst.less.distance)}: ${gridName("best", worst.more)} / ${
+    wanted: "at most 1 ×, or no difference",
+    measured: `${text(worst.more, worst.less)}: ${gridName("best", worst.more)} / ${
       gridName("best", worst.less)
     }`,
-    met: ratio(worst) <= 1,
+    met: worst.ratio.low <= 1,
   }];
 }

@@ -56,6 +56,8 @@ export interface Comparison extends Pick<Suite, "name" | "summary"> {
   readonly goals?: (name: string, measured: readonly Measured[], unit: string) => Goal[];
   /** Widths by default; 2 alone where none are named. */
   readonly bits?: readonly BitWidth[];
+  /** Times that each puzzle is masked; once by default. */
+  readonly repeats?: number;
 }
 
 const skippedReport = (what: string, reason: string): SuiteReport<PeersRow> => ({
@@ -82,6 +84,7 @@ async function measureModel(
       seed,
       tasks,
       puzzles: limit,
+      repeats: quick ? undefined : comparison.repeats,
       drawn: limit,
       sequences: quick ? QUICK_SEQUENCES : SYNTHETIC_SEQUENCES,
       images: quick ? QUICK_IMAGES : IMAGES,
@@ -308,12 +311,17 @@ export const solversSuite: Suite<PeersRow> = comparisonSuite({
   contenders: (_, options) => ladderContenders(options),
 });
 
+/** Masks of a puzzle: at 4 bits a few positions are most of a KL, and one mask each tells nothing (docs/solvers.md). */
+const MASKS = 8;
+
 /** What a contender at a setting measured; nothing of full precision. */
-function distanceOf({ contender, measurement }: Measured): MeasuredDistance[] {
+function distanceOf(
+  { contender, measurement: { distance, stepKl, byTimestep } }: Measured,
+): MeasuredDistance[] {
   const { name = "", bits, groupSize } = contender ?? {};
-  return bits === undefined || groupSize === undefined
-    ? []
-    : [{ name, bits, groupSize, distance: measurement.distance.value }];
+  if (bits === undefined || groupSize === undefined) return [];
+  const samples = byTimestep?.flatMap(({ perImage }) => [...perImage]) ?? stepKl.sums;
+  return [{ name, bits, groupSize, distance: distance.value, samples }];
 }
 
 /** What `solver: auto` chooses between: rounding, clip search, `best` on each source of data. */
@@ -323,4 +331,5 @@ export const defaultsSuite: Suite<PeersRow> = comparisonSuite({
   contenders: (_, options) => defaultContenders(options),
   goals: (name, measured, unit) => defaultGoals(name, measured.flatMap(distanceOf), unit),
   bits: [2, 3, 4],
+  repeats: MASKS,
 });

@@ -8,6 +8,7 @@ const NO_PASS: Pass = { positions: 0, ofPosition: 0, bytes: 0, statesBytes: 0, s
 export class CountedFiles extends CountedWork {
   readonly width = 0;
   readonly keptBeside = 0;
+  readonly hasStream = false;
 
   constructor(run: CountedRun, { model: { stages } }: CalibratedLayers) {
     const { tensors } = run.checkpoint;

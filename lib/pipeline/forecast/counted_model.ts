@@ -64,6 +64,11 @@ export class CountedModel extends CountedWork {
     return "mixture" in this.#model.config && this.#model.config.mixture !== undefined ? 2 * this.width : 0;
   }
 
+  /** Outputs of image models pass gates. */
+  get hasStream(): boolean {
+    return this.#model.kind !== "dit";
+  }
+
   get #vocabularySize(): number {
     return "vocabularySize" in this.#model.config ? this.#model.config.vocabularySize : 0;
   }

@@ -68,6 +68,17 @@ const rowsOf = ({ weights: { rows }, experts = 1 }: LinearLayer): number[] =>
 const ownOrders = (forms: readonly WeightFormat[]): number =>
   forms.some(({ codes }) => codes === "trellis") ? 1 : 0;
 
+/**
+ * Seconds of summing up products of all positions, chunk by chunk.
+ *
+ * @param elements sums
+ * @param cols of the products
+ */
+const summing = (timed: TimedWork, { positions }: Pass, chunks: number, elements: number, cols: number) =>
+  elements === 0 || chunks === 0
+    ? 0
+    : elements * positions * timed.multiplyAdd(cols) + timed.adding(elements, chunks);
+
 /** What a run works on. */
 export interface CountedRun {
   readonly calibrated: Solvable;
@@ -131,6 +142,8 @@ export abstract class CountedWork {
   /** Numbers of a position's hidden state, and of what is kept of it beside what the widest layers read. */
   abstract readonly width: number;
   abstract readonly keptBeside: number;
+  /** Whether the outputs of a layer that is alone in its stage are added to the hidden states as they are. */
+  abstract readonly hasStream: boolean;
   /** Stages that run the model: behind the solver, and behind that the phases. */
   abstract heldOut(config: ConfigInForce): RunStage[];
   abstract phases(config: ConfigInForce): RunStage[];
@@ -206,6 +219,7 @@ export abstract class CountedWork {
     const count = candidateCount(calibrated, config), layers = this.#layers(config), runs = corrects ? 2 : 1;
     const pass = this.pass(isRun ? fit : []), tables = this.tableBytes;
     const packed = Math.min(this.solvedBytes(config), 2 * this.packedBytes);
+    const { samples, chunk = samples } = calibrated.data, chunks = isRun ? Math.ceil(samples / chunk) : 0;
     // Between stages: hidden states, and what the widest layers read.
     const kept = most(layers.map(({ cols }) => cols)) + this.keptBeside;
     const states = runs * (pass.statesBytes + 4 * pass.positions * kept);
@@ -228,12 +242,15 @@ export abstract class CountedWork {
         const ofStage = ({ names, cols, rows, forms, block }: SolvedStage, candidate: number) => {
           const isOpen = names.map((name) => this.run.isSolved?.(candidate, name) !== true);
           if (!isOpen.includes(true)) return 0;
-          const gathered = pass.positions * cols * block * (corrects ? 1.5 : 0.5) *
-            timed.multiplyAdd(block);
-          // With a diagonal alone targets are made from the inputs themselves, two products a step.
-          const targets = corrects && block === 1
-            ? pass.positions * cols * sum(rows) * 2 * (TARGET_STEPS + 1) * timed.multiplyAdd(cols)
-            : 0;
+          // Of a moment half; with a diagonal alone nothing lost is summed up by itself.
+          const lost = corrects && block > 1 ? cols * block : 0;
+          const stream = lost > 0 && this.hasStream && rows.length === 1 ? rows[0]! * cols : 0;
+          const gathered = summing(timed, pass, chunks, 0.5 * cols * block + lost, block) +
+            summing(timed, pass, chunks, stream, cols);
+          // Then targets are made from the inputs themselves, two products a step.
+          const outputs = corrects && block === 1 ? (TARGET_STEPS + 1) * cols * sum(rows) : 0;
+          const targets = pass.positions * outputs * timed.multiplyAdd(cols) +
+            summing(timed, pass, chunks, outputs, cols);
           const factored = timed.factor(block) * (cols / block);
           // To the states that are kept and back, and what inputs lost.
           const copied = COPIES * runs * timed.copying(pass.positions * (cols + this.width));

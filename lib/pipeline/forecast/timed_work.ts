@@ -15,6 +15,7 @@ import { packedErrorStatistics, quantize, quantizeByWeights, type WeightSolver }
 import type { WeightFormat } from "../../quant/packed/layout.ts";
 import { settingsFor } from "../../quant/solvers/effort.ts";
 import { type FactoredMoment, factorMoments } from "../../quant/solvers/factored_moment.ts";
+import { MomentSums } from "../../quant/solvers/moment_sums.ts";
 import { accumulateMoment, emptyMoments } from "../../quant/solvers/moments.ts";
 import { solveLayer } from "../../quant/solvers/solve_layer.ts";
 import type { SolverSettings } from "../../quant/solvers/settings.ts";
@@ -37,6 +38,8 @@ const PACKED = { rows: 256, cols: 2048 }, HASHED_BYTES = 2 ** 22;
 const READ_BYTES = 2 ** 24;
 /** Numbers that are copied to be timed. */
 const COPIED_ELEMENTS = 2 ** 18;
+/** Columns of a moment whose sums of a chunk are added to be timed. */
+const SUMMED_COLS = 1536;
 /** Rows and columns of logits that are compared to be timed. */
 const LOGITS = { rows: 4, cols: 8192 };
 
@@ -201,6 +204,28 @@ export class TimedWork implements Disposable {
       });
     });
     return seconds * elements / COPIED_ELEMENTS;
+  }
+
+  /** Seconds of adding chunks of so many sums up, in double: the first in new memory, all are read at the end. */
+  adding(elements: number, chunks: number): number {
+    const cols = SUMMED_COLS, x = new Float32Array(cols).fill(1), inputs = { x, tokens: 1 };
+    const own = cols * (cols + 1) / 2;
+    const first = this.#once("first sums", () => {
+      const begin = performance.now(), sums = new MomentSums({ rows: cols, cols, isSymmetric: true });
+      sums.add(this.#kernels, inputs);
+      giveBack(sums.exact());
+      return (performance.now() - begin) / 1000;
+    });
+    const further = this.#once("further sums", () => {
+      const sums = new MomentSums({ rows: cols, cols, isSymmetric: true });
+      const seconds = secondsOf(() => {
+        sums.add(this.#kernels, inputs);
+        sums.endChunk();
+      });
+      giveBack(sums.exact());
+      return seconds;
+    });
+    return elements / own * (first + (chunks - 1) * further);
   }
 
   /** Seconds of comparing two models' logits at so many positions. */

@@ -4,11 +4,19 @@ import { BEST_ON, defaultGoals } from "../../../lib/bench/peers/default_goals.ts
 import { gridName } from "../../../lib/bench/peers/method.ts";
 import type { BitWidth, GroupSize } from "../../../lib/quant/mod.ts";
 
-const at = (source: keyof typeof BEST_ON, bits: BitWidth, groupSize: GroupSize, distance: number) => ({
+/** @param shares of the samples in the distance: alike by default */
+const at = (
+  source: keyof typeof BEST_ON,
+  bits: BitWidth,
+  groupSize: GroupSize,
+  distance: number,
+  shares: readonly number[] = Array(50).fill(1),
+) => ({
   name: gridName(BEST_ON[source], { bits, groupSize }),
   bits,
   groupSize,
   distance,
+  samples: shares.map((share) => share * distance),
 });
 
 test("own samples are held against real data at the same setting", () => {
@@ -24,7 +32,7 @@ test("own samples are held against real data at the same setting", () => {
     ["m, 3 best, row: KL, nats, own samples / real data", false],
     ["m, best: KL, nats, more bits a weight / fewer, worst of 1 pairs", true],
   ]);
-  expect(goals[1]!.measured).toBe("1.600 × (0.0160 / 0.0100)");
+  expect(goals[1]!.measured).toBe("1.600 1.600–1.600 × (0.0160 / 0.0100)");
 });
 
 test("more bits or smaller groups, neither of them less, are never to be worse", () => {
@@ -38,9 +46,21 @@ test("more bits or smaller groups, neither of them less, are never to be worse",
   const [goal] = defaultGoals("m", real, "KL, nats");
   expect(goal).toMatchObject({
     goal: "m, best: KL, nats, more bits a weight / fewer, worst of 8 pairs",
-    measured: "1.100 × (0.330 / 0.300): 2 best, g 32 / 2 best, g 64",
+    measured: "1.100 1.100–1.100 × (0.330 / 0.300): 2 best, g 32 / 2 best, g 64",
     met: false,
   });
   expect(defaultGoals("m", real.slice(3), "KL, nats")[0]!.met).toBe(true);
   expect(defaultGoals("m", real.slice(0, 1), "KL, nats")).toEqual([]);
+});
+
+test("a distance that a few samples make up is no difference", () => {
+  const few = (place: number) => Array.from({ length: 50 }, (_, i) => i === place ? 50 : 0.02);
+  const [goal] = defaultGoals(
+    "m",
+    [at("real", 2, 0, 0.3, few(3)), at("real", 2, 32, 0.33, few(8))],
+    "KL, nats",
+  );
+  expect(goal!.met).toBe(true);
+  const alike = [at("real", 2, 0, 0.3, few(3)), at("real", 2, 32, 0.33, few(3))];
+  expect(defaultGoals("m", alike, "KL, nats")[0]!.met).toBe(false); // 1.1 × at every sample
 });
