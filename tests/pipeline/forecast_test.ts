@@ -2,6 +2,7 @@ import { afterAll, describe, expect, test } from "bun:test";
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
+import { countedKernels } from "../../lib/bench/solver_speed/counted.ts";
 import { type Calibrated, loadCalibration } from "../../lib/calibration/mod.ts";
 import { resolveConfig } from "../../lib/config/mod.ts";
 import { InterruptedError, MemoryError } from "../../lib/errors.ts";
@@ -12,6 +13,9 @@ import { announce, countRun } from "../../lib/pipeline/forecast/announce.ts";
 import { TimedWork } from "../../lib/pipeline/forecast/timed_work.ts";
 import { MemoryShares } from "../../lib/pipeline/forecast/memory_shares.ts";
 import { planQuantization, quantizeCheckpoint, type RunEvent } from "../../lib/pipeline/mod.ts";
+import { formatOf, isTokenTable, type PlanRow } from "../../lib/plan/plan.ts";
+import { solverSettings } from "../../lib/solve/candidates.ts";
+import { solveModel } from "../../lib/solve/solve_model.ts";
 import { secondsText } from "../../lib/progress.ts";
 import { openCheckpoint } from "../../lib/tensor/mod.ts";
 import { MODELS, rejection, workplace } from "../_checkpoints.ts";
@@ -41,6 +45,9 @@ const large = (millions: number): Calibrated =>
       fit: Array.from({ length: millions * 1e6 / PART.weights.length }, () => PART),
     },
   }) as unknown as Calibrated;
+
+/** Whether a layer of the plan is solved. */
+const isSolved = (row: PlanRow) => row.action === "quantize" && !isTokenTable(row);
 
 const configOf = (overrides: Record<string, unknown>) =>
   resolveConfig({ overrides: { solver: "clip", bit_width: 2, calibration_samples: 1024, ...overrides } })
@@ -279,6 +286,34 @@ describe("time of calibrated work", () => {
     expect(none).toBeLessThan(half);
     expect(none).toBeGreaterThan(0); // states are taken through the solved blocks
   });
+
+  for (const moment of ["full", "block", "diagonal"] as const) {
+    test(`counts all products that are summed up, chunk by chunk, for moments ${moment}`, async () => {
+      const asked = { moment, moment_block: 32, effort: "low" };
+      const options = Object.entries(asked).map(([key, value]) => [`solver_options.${key}`, value]);
+      const config = chooseSolver(
+        checkpoint,
+        configOf({ solver: "best", group_size: 32, ...Object.fromEntries(options) }),
+      );
+      const { rows } = planQuantization(checkpoint, config), counted = countedKernels(kernels);
+      const forms = new Map(rows.filter(isSolved).map((row) => [row.name, formatOf(row)]));
+      const settings = solverSettings(config), gridOf = (name: string) => forms.get(name);
+      await solveModel(small, { kernels: counted.kernels, solver: "best", settings, gridOf });
+      const { samples, chunk, fit } = small.data, sums: number[] = [];
+      const timed = {
+        adding(elements: number, chunks: number) {
+          expect(chunks).toBe(samples / chunk!);
+          return sums.push(elements) * 0;
+        },
+        ...{ multiplyAdd: () => 0, factor: () => 0, copying: () => 0, solving: () => 0, position: () => 0 },
+      } as unknown as TimedWork;
+      const [solving] = countRun({ calibrated: small, checkpoint, rows, memoryBytes: 1e9 }).stages(config);
+      solving!.seconds(timed);
+      const positions = fit.reduce((sum, { weights }) => sum + weights.length, 0);
+      const forecast = positions * sums.reduce((sum, own) => sum + own, 0);
+      expect(forecast / (counted.take().get("accumulate_moment")!.flops / 2)).toBeCloseTo(1, 9);
+    });
+  }
 
   test("of a moment is not", () => {
     const data = { ...small.data, heldOut: [] };
