@@ -104,6 +104,26 @@ describe("a full disk", () => {
     }
   });
 
+  test("that small files fill, a block each, is refused before the work too", async () => {
+    const disk = mountSmall(1);
+    if (disk === undefined) return;
+    try {
+      const output = join(disk, "out"),
+        config = { solver: "feedback", calibration_samples: 32, bit_width: 2 };
+      const job = { input: DREAM, output, config: configOf(config), kernels };
+      const { totals: { fileBytesAfter: bytesAfter } } = await quantizeCheckpoint({ ...job, dryRun: true });
+      const { bavail, bsize } = statfsSync(disk), filler = join(disk, "filler");
+      writeFileSync(filler, new Uint8Array(bavail * bsize - 2.2 * bytesAfter)); // solved layers and output
+      const error = await rejection(quantizeCheckpoint(job));
+      expect(error.message).toMatch(/must have .*B free until the run is finished/);
+      expect(existsSync(output)).toBe(false);
+      rmSync(filler);
+      await quantizeCheckpoint(job);
+    } finally {
+      spawnSync("umount", [disk]);
+    }
+  });
+
   test("in the middle of another program's file leaves no half of it", async () => {
     const disk = mountSmall(2);
     if (disk === undefined) return;

@@ -3,10 +3,10 @@ import { existsSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
 import { countedKernels } from "../../lib/bench/solver_speed/counted.ts";
-import { type Calibrated, loadCalibration } from "../../lib/calibration/mod.ts";
+import { type Calibrated, type CalibrationPart, loadCalibration } from "../../lib/calibration/mod.ts";
 import { resolveConfig } from "../../lib/config/mod.ts";
 import { InterruptedError, MemoryError } from "../../lib/errors.ts";
-import { loadModel } from "../../lib/models/mod.ts";
+import { loadModel, type SequenceBatch } from "../../lib/models/mod.ts";
 import { openKernels } from "../../lib/native/mod.ts";
 import { chooseSolver } from "../../lib/pipeline/choose_solver.ts";
 import { announce, countRun } from "../../lib/pipeline/forecast/announce.ts";
@@ -45,6 +45,10 @@ const large = (millions: number): Calibrated =>
       fit: Array.from({ length: millions * 1e6 / PART.weights.length }, () => PART),
     },
   }) as unknown as Calibrated;
+
+/** Work that takes no time but for some kinds. */
+const untimed = (own: Partial<TimedWork>): TimedWork =>
+  new Proxy(own, { get: (_, key) => own[key as keyof TimedWork] ?? (() => 0) }) as TimedWork;
 
 /** Whether a layer of the plan is solved. */
 const isSolved = (row: PlanRow) => row.action === "quantize" && !isTokenTable(row);
@@ -300,13 +304,12 @@ describe("time of calibrated work", () => {
       const settings = solverSettings(config), gridOf = (name: string) => forms.get(name);
       await solveModel(small, { kernels: counted.kernels, solver: "best", settings, gridOf });
       const { samples, chunk, fit } = small.data, sums: number[] = [];
-      const timed = {
-        adding(elements: number, chunks: number) {
+      const timed = untimed({
+        adding(elements, chunks) {
           expect(chunks).toBe(samples / chunk!);
           return sums.push(elements) * 0;
         },
-        ...{ multiplyAdd: () => 0, factor: () => 0, copying: () => 0, solving: () => 0, position: () => 0 },
-      } as unknown as TimedWork;
+      });
       const [solving] = countRun({ calibrated: small, checkpoint, rows, memoryBytes: 1e9 }).stages(config);
       solving!.seconds(timed);
       const positions = fit.reduce((sum, { weights }) => sum + weights.length, 0);
@@ -315,8 +318,25 @@ describe("time of calibrated work", () => {
     });
   }
 
+  test("reads weights once, and again for each pass where memory does not hold them", () => {
+    const config = chooseSolver(checkpoint, configOf({ solver: "best", "solver_options.candidates": 2 }));
+    const { rows } = planQuantization(checkpoint, config);
+    const bytes = (memoryBytes: number) => {
+      let read = 0;
+      const timed = untimed({ reading: (bytes) => (read += bytes) * 0 });
+      const counted = countRun({ calibrated: small, checkpoint, rows, memoryBytes });
+      for (const stage of counted.stages(config).slice(0, 2)) stage.seconds(timed);
+      return read / counted.weights.bytes;
+    };
+    expect(bytes(1e9)).toBe(1);
+    expect(bytes(1e3)).toBe(3); // for each candidate, and for the full-precision model's outputs
+  });
+
   test("of a moment is not", () => {
-    const data = { ...small.data, heldOut: [] };
+    const { batch: { inputIds }, samples, weights: { length } } = PART as CalibrationPart<SequenceBatch>;
+    const one = { ...PART, samples: 1, weights: PART.weights.subarray(0, length / samples) };
+    const batch = { inputIds: inputIds.subarray(0, length / samples), batch: 1 };
+    const data = { ...small.data, samples: 1, fit: [{ ...one, batch }], heldOut: [] };
     const few = { ...small, data } as unknown as Calibrated;
     expect(forecast(few, Infinity, { solver: "feedback" })).toEqual([]);
   });

@@ -166,7 +166,7 @@ function checkDisk(
 ): void {
   const free = folder === undefined ? undefined : freeBytes(folder);
   if (free === undefined) return;
-  const solved = counted.solvedBytes(config) + counted.refinementBytes(config);
+  const solved = counted.keptBytes(config) + counted.refinementBytes(config);
   const states = Math.max(0, Math.max(...stages.map(({ statesBytes }) => statesBytes)) - memory.statesBytes);
   const written = counted.outputBytes, needed = solved + Math.max(states, written);
   const kept = folderBytes(folder!);

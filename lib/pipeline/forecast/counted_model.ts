@@ -130,7 +130,7 @@ export class CountedModel extends CountedWork {
         (rows === 0 ? 0 : Math.min(LOGITS_BYTES, 12 * rows * vocabularySize)),
       statesBytes: 0,
       seconds: (timed: TimedWork) =>
-        (1 + count) * held.seconds(timed) +
+        this.readingAgain(timed) + (1 + count) * held.seconds(timed) +
         count * (2 * rows * vocabularySize * this.width * timed.multiplyAdd(this.width) +
             timed.logits(rows, vocabularySize)),
     }];

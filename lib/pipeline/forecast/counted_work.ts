@@ -42,6 +42,8 @@ const SUM_BYTES = 12, SHARED_SUM_BYTES = 24;
 const LAYER_BYTES = 20;
 /** Copies of what layers read, for each run, in those of {@linkcode TimedWork.copying}. */
 const COPIES = 0.75;
+/** Bytes of a file beside its tensors: its header, and what is left of the disk's block; such files of an output. */
+const SMALL_FILE_BYTES = 2 ** 13, OUTPUT_FILES = 8;
 /** Time of a small file or tensor that is made durable, on a disk of flash memory. */
 const FILE_SECONDS = 3e-3;
 
@@ -156,6 +158,13 @@ export abstract class CountedWork {
     return solvesOnDemand(calibrated, config) ? 0 : candidateCount(calibrated, config) * this.packedBytes;
   }
 
+  /** Bytes of the files of these layers. */
+  keptBytes(config: ConfigInForce): number {
+    const bytes = this.solvedBytes(config);
+    const files = this.run.rows.filter((row) => row.action === "quantize" && !isTokenTable(row)).length;
+    return bytes === 0 ? 0 : bytes + candidateCount(this.run.calibrated, config) * files * SMALL_FILE_BYTES;
+  }
+
   /** Bytes of the solved layers of a candidate. */
   get packedBytes(): number {
     return this.run.rows.reduce(
@@ -164,14 +173,24 @@ export abstract class CountedWork {
     );
   }
 
-  /** Bytes of all tensors of the output. */
+  /** Bytes of the output: all tensors, and the small files beside them. */
   get outputBytes(): number {
-    return this.run.rows.reduce((sum, { bytesAfter }) => sum + bytesAfter, 0);
+    return SMALL_FILE_BYTES * OUTPUT_FILES +
+      this.run.rows.reduce((sum, { bytesAfter }) => sum + bytesAfter, 0);
   }
 
   /** Bytes of packed token tables. */
   get tableBytes(): number {
     return this.run.rows.reduce((sum, row) => sum + (isTokenTable(row) ? row.bytesAfter : 0), 0);
+  }
+
+  /** Seconds of reading all weights; later again where memory does not hold them. */
+  reading(timed: TimedWork): number {
+    return timed.reading(this.weights.bytes);
+  }
+
+  readingAgain(timed: TimedWork): number {
+    return this.weights.bytes > this.run.memoryBytes ? this.reading(timed) : 0;
   }
 
   /** Layers that are solved, a stage at a time. */
@@ -262,10 +281,11 @@ export abstract class CountedWork {
           });
           return gathered + targets + factored + copied + sum(solved);
         };
-        return sum(
+        return this.reading(timed) + sum(
           Array.from(
             { length: count },
             (_, candidate) =>
+              (candidate > 0 ? this.readingAgain(timed) : 0) +
               runs * pass.seconds(timed) + sum(layers.map((stage) => ofStage(stage, candidate))),
           ),
         );
