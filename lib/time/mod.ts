@@ -13,26 +13,26 @@ export {
 export { maskRatioAxis, MAX_TIME_BINS, type TimeAxis, timestepAxis } from "./axis.ts";
 export {
   type CalibrationRun,
-  CalibrationStatistics,
   type InputStatistics,
   type LayerInput,
-  type LayerPlace,
   type LoadMoments,
   MAX_CALIBRATION_RUNS,
-  MAX_STATISTICS_BYTES,
-  MODEL_SAMPLES,
-  type ObservedSamples,
   type SecondMoments,
   statisticsBytes,
-  type StatisticsModel,
-  type StatisticsOptions,
-} from "./calibration.ts";
+} from "./calibration/contents.ts";
 export {
   isCalibrationStatistics,
   readCalibrationStatistics,
   type StatisticsExpectation,
   writeCalibrationStatistics,
-} from "./calibration_file.ts";
+} from "./calibration/file.ts";
+export { type LayerPlace, MODEL_SAMPLES, type StatisticsModel } from "./calibration/model.ts";
+export {
+  CalibrationStatistics,
+  MAX_STATISTICS_BYTES,
+  type ObservedSamples,
+  type StatisticsOptions,
+} from "./calibration/statistics.ts";
 export {
   adaptiveTimeGroups,
   type BinStatistics,

@@ -1,7 +1,7 @@
 /** Second moments while they are gathered. */
 import { afterAll, expect, test } from "bun:test";
 import { openKernels } from "../../lib/native/mod.ts";
-import { KeptMoments } from "../../lib/time/kept_moments.ts";
+import { KeptMoments } from "../../lib/time/calibration/kept_moments.ts";
 
 const kernels = await openKernels({ threads: 1 });
 afterAll(() => kernels.close());

@@ -10,7 +10,7 @@ import type { Kernels } from "../../native/mod.ts";
 import { widen } from "../../models/layers/tensors.ts";
 import type { DenseMatrix } from "../../models/layers/linear.ts";
 import { type Checkpoint, namesOfGguf } from "../../tensor/mod.ts";
-import { isSameWeights } from "../../time/calibration.ts";
+import { isSameWeights } from "../../time/calibration/model.ts";
 import { type CalibrationStatistics, type LayerPlace, MODEL_SAMPLES } from "../../time/mod.ts";
 import type { CalibrationSet } from "../draw.ts";
 import { expertFinder, expertLayer, matrixShape, stackOf } from "./expert_stacks.ts";

@@ -1,119 +1,38 @@
 /**
  * Calibration statistics of the inputs of a model's layers: for every time group their number, mean, range,
  * quantiles and second moment, gathered in one pass in memory that is known beforehand, and merged across
- * runs. calibration_file.ts stores them; lib/calibration runs the model.
+ * runs. file.ts stores them; lib/calibration runs the model.
  */
-import { checkWhole } from "../native/call.ts";
-import { momentElements } from "../native/call_checks.ts";
-import { findNonfinite } from "../quant/convert.ts";
-import { CalibrationError } from "../errors.ts";
-import type { Kernels } from "../native/mod.ts";
-import { throwIfStopped } from "../progress.ts";
-import { type InputMoments, MAX_MOMENT_COLS, momentBlocks } from "../quant/solvers/moments.ts";
-import { chunkPieces, pieceOf, type SpareChunks } from "../quant/solvers/moment_sums.ts";
-import { ActivationHistogram, HISTOGRAM_BINS } from "./activation_range.ts";
-import { listing } from "../tensor/mod.ts";
-import type { TimeGroups } from "./groups.ts";
+import { checkWhole } from "../../native/call.ts";
+import { findNonfinite } from "../../quant/convert.ts";
+import { CalibrationError } from "../../errors.ts";
+import type { Kernels } from "../../native/mod.ts";
+import { throwIfStopped } from "../../progress.ts";
+import { type InputMoments, MAX_MOMENT_COLS } from "../../quant/solvers/moments.ts";
+import { chunkPieces, pieceOf, type SpareChunks } from "../../quant/solvers/moment_sums.ts";
+import { ActivationHistogram } from "../activation_range.ts";
+import { listing } from "../../tensor/mod.ts";
+import type { TimeGroups } from "../groups.ts";
+import type { TimeGroupMoments } from "../output_correction.ts";
+import {
+  type CalibrationRun,
+  hasHistograms,
+  type InputStatistics,
+  type LayerInput,
+  type LoadMoments,
+  MAX_CALIBRATION_RUNS,
+  type Moments,
+  type SecondMoments,
+  statisticsBytes,
+  type WhichMoments,
+} from "./contents.ts";
 import { KeptMoments } from "./kept_moments.ts";
-import type { TimeGroupMoments } from "./output_correction.ts";
+import { added, addExactly, addTo, asFloats, checkMerge } from "./merging.ts";
+import { type LayerPlace, mergedModel, type StatisticsModel } from "./model.ts";
+import { weightedMoment } from "./weighted_moment.ts";
 
 /** Most bytes of a model's statistics: second moments of a model of 1 B weights. */
 export const MAX_STATISTICS_BYTES = 16 * 2 ** 30;
-/** Most runs in merged statistics. */
-export const MAX_CALIBRATION_RUNS = 1024;
-
-/** Second moments kept: none, one over all times, or also one a time group, at as much more memory. */
-export type SecondMoments = "none" | "total" | "groups";
-export const SECOND_MOMENTS: readonly SecondMoments[] = ["none", "total", "groups"];
-
-/** A pass over calibration data. */
-export interface CalibrationRun {
-  /** Stands for model, data, samples, seed and groups: the same pass has the same. */
-  readonly identity: string;
-  /** Where the data come from, for reports. */
-  readonly source: string;
-  readonly isSynthetic: boolean;
-  readonly samples: number;
-  /** Of a part of a pass: its number, of how many, and the identity of the whole pass. */
-  readonly shard?: { readonly index: number; readonly count: number; readonly of: string } | undefined;
-}
-
-/** An input that one or several layers read. */
-export interface LayerInput {
-  readonly cols: number;
-  /** Columns of a block of its second moment; all by default. */
-  readonly block?: number | undefined;
-  /** Names of the weights of the layers that read it. */
-  readonly layers: readonly string[];
-}
-
-/** Sums over an input, by time group. */
-export interface InputStatistics extends LayerInput {
-  /** `f64[groups]`: Σ w */
-  readonly weight: Float64Array<ArrayBuffer>;
-  /** `f64[groups]`: inputs, and samples that they belong to; whole numbers. */
-  readonly tokens: Float64Array<ArrayBuffer>;
-  readonly samples: Float64Array<ArrayBuffer>;
-  /** `f64[groups, cols]`: Σ w x */
-  readonly sum: Float64Array<ArrayBuffer>;
-  /** `f64[groups, cols]`: Σ w x² */
-  readonly squares: Float64Array<ArrayBuffer>;
-  /** What rounding took from the two while a pass is gathered, or of its part; else 0. */
-  readonly sumLow: Float64Array<ArrayBuffer>;
-  readonly squaresLow: Float64Array<ArrayBuffer>;
-  /** `f32[cols, cols]`: Σ w x xᵀ over all groups; of blocks on the diagonal `f32[block, block]` each */
-  readonly second: Float32Array<ArrayBuffer> | undefined;
-  /** `f32[groups, cols, cols]`: the same for each, always whole */
-  readonly groupSecond: Float32Array<ArrayBuffer> | undefined;
-  /** One a group: every value of an input counts 1, whatever its weight. Empty where a file has none. */
-  readonly histograms: readonly ActivationHistogram[];
-}
-
-/** The model that statistics are of, as far as another program can tell it. */
-export interface StatisticsModel {
-  /** A name for people. */
-  readonly name: string;
-  /** Rows and columns of every linear layer that was to be looked at, by the name of its weight. */
-  readonly layers: ReadonlyMap<string, readonly [rows: number, cols: number]>;
-  /** {@linkcode MODEL_SAMPLES} weights of each, evenly spread from the first to the last. */
-  readonly samples?: ReadonlyMap<string, Float32Array> | undefined;
-}
-
-/** Where a layer is in a checkpoint. */
-export interface LayerPlace {
-  /** Weights that read what the layer reads: one, or several where another layout has it in parts. */
-  readonly names: readonly string[];
-  /** Whether that is one weight with the layer's own rows. */
-  readonly isWhole: boolean;
-}
-
-/** Weights of a layer by which a model is told from another one with the same names and shapes. */
-export const MODEL_SAMPLES = 8;
-
-/** Largest difference of weights of one model in other number formats, as part of their size. */
-const SAME_WEIGHTS = 0.1;
-
-/** Whether weights are those of one layer, maybe in other number formats. */
-export function isSameWeights(got: Float32Array, wanted: Float32Array): boolean {
-  let difference = 0, size = 0;
-  for (const [i, value] of wanted.entries()) {
-    difference += (got[i]! - value) ** 2;
-    size += value ** 2;
-  }
-  return difference <= SAME_WEIGHTS ** 2 * size;
-}
-
-/** A layer that two models have with other shapes or weights; undefined where all are alike. */
-function otherLayer(
-  one: StatisticsModel | undefined,
-  other: StatisticsModel | undefined,
-): string | undefined {
-  return [...one?.layers ?? []].find(([layer, shape]) => {
-    const wanted = other?.layers.get(layer), own = one?.samples?.get(layer), its = other?.samples?.get(layer);
-    return (wanted !== undefined && wanted.join() !== shape.join()) ||
-      (own !== undefined && its !== undefined && !isSameWeights(its, own));
-  })?.[0];
-}
 
 /** Times and weights of the rows of an input. */
 export interface ObservedSamples {
@@ -148,124 +67,17 @@ export interface StatisticsOptions {
   readonly isFresh?: boolean | undefined;
 }
 
-/** The second moment of an input whose time groups count by weights, for the same sum of weights. */
-function weightedMoment(
-  { cols, block = cols, weight, squares, groupSecond }: InputStatistics,
-  second: Float32Array<ArrayBuffer>,
-  weights: ArrayLike<number>,
-): Float32Array<ArrayBuffer> {
-  const total = weight.reduce((sum, own) => sum + own, 0);
-  const counted = weight.reduce((sum, own, g) => sum + weights[g]! * own, 0);
-  if (!(counted > 0)) return second; // read at times that do not count: all alike
-  const scaled = Float64Array.from(weights, (own) => own * total / counted);
-  const weighted = new Float32Array(second.length);
-  if (groupSecond !== undefined) {
-    for (const { first, cols: own, at } of momentBlocks(cols, block)) {
-      for (let i = 0; i < own; i++) {
-        for (let k = 0; k < own; k++) {
-          let sum = 0;
-          for (let g = 0; g < scaled.length; g++) {
-            sum += scaled[g]! * groupSecond[(g * cols + first + i) * cols + first + k]!;
-          }
-          weighted[at + i * own + k] = sum;
-        }
-      }
-    }
-    return weighted;
-  }
-  const factors = Float64Array.from({ length: cols }, (_, k) => {
-    let before = 0, after = 0;
-    for (let g = 0; g < scaled.length; g++) {
-      before += squares[g * cols + k]!;
-      after += scaled[g]! * squares[g * cols + k]!;
-    }
-    return before > 0 ? Math.sqrt(after / before) : 0;
-  });
-  for (const { first, cols: own, at } of momentBlocks(cols, block)) {
-    for (let i = 0; i < own; i++) {
-      for (let k = 0; k < own; k++) {
-        const place = at + i * own + k;
-        weighted[place] = second[place]! * factors[first + i]! * factors[first + k]!;
-      }
-    }
-  }
-  return weighted;
-}
-
-/** Layers of two files' models, each as the first one has it. */
-function mergedModel(
-  one: StatisticsModel | undefined,
-  other: StatisticsModel | undefined,
-): StatisticsModel | undefined {
-  if (one === undefined || other === undefined) return one ?? other;
-  const samples = new Map([...other.samples ?? [], ...one.samples ?? []]);
-  const layers = new Map([...other.layers, ...one.layers]);
-  return { name: one.name, layers, samples: samples.size === layers.size ? samples : undefined };
-}
-
-/** Reads second moments of an input, as {@linkcode InputStatistics} has them. */
-export type LoadMoments = (input: string, which: WhichMoments) => Moments;
-type WhichMoments = "second" | "groupSecond";
-/** Float64 of a part of a pass: it is rounded when all are added up. */
-export type Moments = Float32Array<ArrayBuffer> | Float64Array<ArrayBuffer>;
-
-const asFloats = (moments: Moments): Float32Array<ArrayBuffer> =>
-  moments instanceof Float32Array ? moments : new Float32Array(moments);
-
-/** Sum of moments, in double where both are. */
-function added(first: Moments, second: Moments): Moments {
-  return first instanceof Float64Array && second instanceof Float64Array
-    ? addTo(first.slice(), second)
-    : addTo(asFloats(first).slice(), asFloats(second));
-}
-
-/** `sums += more`, and what rounding took is added to `low` (Knuth's two-sum). */
-function addExactly(sums: Float64Array, low: Float64Array, more: Float64Array, moreLow?: Float64Array): void {
-  for (let i = 0; i < sums.length; i++) {
-    const a = sums[i]!, b = more[i]!, sum = a + b, own = sum - a;
-    sums[i] = sum;
-    low[i]! += (a - (sum - own)) + (b - own) + (moreLow?.[i] ?? 0);
-  }
-}
-
-/** Whether histograms have seen every value of an input. */
-export const hasHistograms = (
-  { cols, tokens, histograms }: Pick<InputStatistics, "cols" | "tokens" | "histograms">,
-): boolean => histograms.every(({ count }, g) => count === tokens[g]! * cols);
-
 const SUMS = ["weight", "tokens", "samples", "sum", "squares", "sumLow", "squaresLow"] as const;
-
-/** `sums += more`. @returns sums */
-function addTo<T extends Float32Array | Float64Array>(sums: T, more: Float32Array | Float64Array): T {
-  for (let i = 0; i < sums.length; i++) sums[i]! += more[i]!;
-  return sums;
-}
-
-/** Bytes that statistics take. */
-export function statisticsBytes(
-  inputs: Iterable<LayerInput>,
-  groups: number,
-  second: SecondMoments,
-  bytesPerSum = 4,
-): number {
-  const wholes = second === "groups" ? groups : 0;
-  let bytes = 0;
-  for (const { cols, block = cols } of inputs) {
-    const total = second === "none" ? 0 : momentElements(cols, cols, block);
-    bytes += bytesPerSum * (total + wholes * cols * cols) + 8 * groups * (2 * cols + HISTOGRAM_BINS + 3);
-  }
-  return bytes;
-}
 
 /**
  * Statistics of a model's inputs, added to batch by batch.
  *
  * @example
  * ```ts
- * import { openKernels } from "../native/mod.ts";
- * import { maskRatioAxis } from "./axis.ts";
- * import { CalibrationStatistics } from "./calibration.ts";
- * import { equalTimeGroups } from "./groups.ts";
+ * import { openKernels } from "../../native/mod.ts";
+ * import { maskRatioAxis } from "../axis.ts";
+ * import { CalibrationStatistics } from "./statistics.ts";
+ * import { equalTimeGroups } from "../groups.ts";
  *
  * const statistics = new CalibrationStatistics({
  *   fingerprint: "a model's",
@@ -679,7 +491,7 @@ export class CalibrationStatistics {
    * in these already
    */
   merge(other: CalibrationStatistics): CalibrationStatistics {
-    this.#checkMerge(other);
+    checkMerge(this, other);
     const isLoaded = this.isLoaded || other.isLoaded;
     const merged = new CalibrationStatistics({
       fingerprint: this.fingerprint,
@@ -725,71 +537,6 @@ export class CalibrationStatistics {
     same.takeSums(inputs);
     same.settle();
     return same;
-  }
-
-  /** @throws {CalibrationError} when others cannot be added to these */
-  #checkMerge(other: CalibrationStatistics): void {
-    const fail = (reason: string) => new CalibrationError(`Cannot merge calibration statistics: ${reason}`);
-    if (other.fingerprint !== this.fingerprint) {
-      throw fail(
-        `they must be of one model (${this.fingerprint.slice(0, 12)}…), got ${
-          other.fingerprint.slice(0, 12)
-        }…`,
-      );
-    }
-    const { axis, boundaries } = this.groups, { axis: otherAxis, boundaries: otherBoundaries } = other.groups;
-    if (
-      axis.kind !== otherAxis.kind || axis.bins !== otherAxis.bins ||
-      boundaries.join() !== otherBoundaries.join()
-    ) {
-      throw fail(
-        `they must have the same time groups, got ${
-          boundaries.length - 1
-        } of ${axis.bins} ${axis.kind} bins and ` +
-          `${otherBoundaries.length - 1} of ${otherAxis.bins} ${otherAxis.kind} bins` +
-          (boundaries.length === otherBoundaries.length ? " with other boundaries" : ""),
-      );
-    }
-    if (this.second !== other.second) {
-      throw fail(`they must keep the same second moments, got ${this.second} and ${other.second}`);
-    }
-    // Another program may look at some layers at a time: what only one has is taken from it.
-    const isPart = this.model !== undefined && other.model !== undefined;
-    const layout = ({ inputs }: CalibrationStatistics) =>
-      JSON.stringify(
-        [...inputs].filter(([name]) => !isPart || this.inputs.has(name) && other.inputs.has(name)).sort()
-          .map(([name, { cols, layers }]) => [name, cols, layers]),
-      );
-    if (layout(this) !== layout(other)) {
-      const lacking = (a: CalibrationStatistics, b: CalibrationStatistics) =>
-        [...a.#inputOf.keys()].filter((layer) => !b.#inputOf.has(layer));
-      const different = [...lacking(this, other), ...lacking(other, this)];
-      throw fail(
-        `they must be of the same layers, got ${
-          different.length === 0 ? "others" : listing(different)
-        } in one of them`,
-      );
-    }
-    const otherBlock = [...this.inputs].find(([name, { block }]) =>
-      other.inputs.has(name) && other.inputs.get(name)!.block !== block
-    );
-    if (otherBlock !== undefined) {
-      const [name, { block }] = otherBlock;
-      throw fail(
-        `moments must be of the same blocks, got blocks of ${block} and of ${
-          other.inputs.get(name)!.block
-        } columns for ${JSON.stringify(name)}`,
-      );
-    }
-    const changed = otherLayer(this.model, other.model);
-    if (changed !== undefined) {
-      throw fail(`they must be of one model, got other weights in ${JSON.stringify(changed)}`);
-    }
-    const known = new Set(this.runs.map(({ identity }) => identity));
-    const twice = other.runs.find(({ identity }) => known.has(identity));
-    if (twice !== undefined) {
-      throw fail(`their data or seeds must differ, got the same run twice: ${twice.source}`);
-    }
   }
 
   #without(layer: string, what: string): CalibrationError {

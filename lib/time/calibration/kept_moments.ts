@@ -1,8 +1,8 @@
 /** Second moments of an input while they are gathered, and read: over all times, or one a time group. */
-import type { Kernels } from "../native/mod.ts";
-import { momentElements } from "../native/call_checks.ts";
-import { accumulateMoment } from "../quant/solvers/moments.ts";
-import { MomentSums, type SpareChunks, type SummedInputs } from "../quant/solvers/moment_sums.ts";
+import type { Kernels } from "../../native/mod.ts";
+import { momentElements } from "../../native/call_checks.ts";
+import { accumulateMoment } from "../../quant/solvers/moments.ts";
+import { MomentSums, type SpareChunks, type SummedInputs } from "../../quant/solvers/moment_sums.ts";
 
 type Floats = Float32Array<ArrayBuffer>;
 type Doubles = Float64Array<ArrayBuffer>;
