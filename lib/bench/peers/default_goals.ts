@@ -26,7 +26,7 @@ export interface MeasuredDistance {
   readonly samples: ArrayLike<number>;
 }
 
-/** One distance beside another on the same samples; the interval is of drawing samples again, for both alike. */
+/** One distance beside another on the same samples; the interval is of drawing these again for both. */
 const ratioOf = (own: MeasuredDistance, other: MeasuredDistance): Interval =>
   bootstrapRatio(own.samples, other.samples);
 

@@ -311,7 +311,7 @@ export const solversSuite: Suite<PeersRow> = comparisonSuite({
   contenders: (_, options) => ladderContenders(options),
 });
 
-/** Masks of a puzzle: at 4 bits a few positions are most of a KL, and one mask each tells nothing (docs/solvers.md). */
+/** Masks of a puzzle: at 4 bits a few positions are most of a KL (docs/solvers.md). */
 const MASKS = 8;
 
 /** What a contender at a setting measured; nothing of full precision. */

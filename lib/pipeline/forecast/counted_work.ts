@@ -42,7 +42,7 @@ const SUM_BYTES = 12, SHARED_SUM_BYTES = 24;
 const LAYER_BYTES = 20;
 /** Copies of what layers read, for each run, in those of {@linkcode TimedWork.copying}. */
 const COPIES = 0.75;
-/** Bytes of a file beside its tensors: its header, and what is left of the disk's block; such files of an output. */
+/** Bytes of a file's header and of what is left of the disk's block, and files of an output. */
 const SMALL_FILE_BYTES = 2 ** 13, OUTPUT_FILES = 8;
 /** Time of a small file or tensor that is made durable, on a disk of flash memory. */
 const FILE_SECONDS = 3e-3;

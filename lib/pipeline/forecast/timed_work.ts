@@ -206,7 +206,7 @@ export class TimedWork implements Disposable {
     return seconds * elements / COPIED_ELEMENTS;
   }
 
-  /** Seconds of adding chunks of so many sums up, in double: the first in new memory, all are read at the end. */
+  /** Seconds of adding chunks of so many sums up, in double: the first in new memory, and read at the end. */
   adding(elements: number, chunks: number): number {
     const cols = SUMMED_COLS, x = new Float32Array(cols).fill(1), inputs = { x, tokens: 1 };
     const own = cols * (cols + 1) / 2;
