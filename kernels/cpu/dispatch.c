@@ -65,16 +65,15 @@ static int has_byte_dot(void) {
   extern const aq_backward_kernels aq_backward_##set;
 
 AQ_DECLARE(scalar)
-extern aq_levels_function aq_levels_2_scalar, aq_levels_3_scalar;
+extern aq_levels_function aq_levels_2_scalar, aq_levels_3_scalar, aq_levels_2_tables, aq_levels_3_tables;
 #if defined(AQ_BUILD_AVX2)
 AQ_DECLARE(avx2)
-extern aq_levels_function aq_levels_2_avx2, aq_levels_3_avx2;
 #endif
 #if defined(AQ_BUILD_AVX512)
 AQ_DECLARE(avx512)
 AQ_DECLARE(avx512_vnni)
 extern aq_levels_function aq_levels_2_avx512, aq_levels_3_avx512, aq_levels_2_avx512_vbmi, aq_levels_3_avx512_vbmi;
-extern const aq_trellis_tokens aq_tokens_avx512_vbmi;
+extern const aq_trellis_tokens aq_tokens_avx512_vnni, aq_tokens_avx512_vbmi;
 #endif
 #if defined(AQ_BUILD_NEON)
 AQ_DECLARE(neon)
@@ -83,17 +82,17 @@ extern aq_levels_function aq_levels_2_neon, aq_levels_3_neon;
 #endif
 #if defined(AQ_BUILD_SIMD128)
 AQ_DECLARE(simd128)
-extern aq_levels_function aq_levels_2_simd128, aq_levels_3_simd128;
 #endif
 
 static const aq_kernels slots[] = {
     [AQ_ISA_SCALAR] = AQ_SLOT(always, scalar, scalar, scalar, scalar),
 #if defined(AQ_BUILD_AVX2)
-    [AQ_ISA_AVX2] = AQ_SLOT(has_avx2, avx2, avx2, avx2, avx2),
+    [AQ_ISA_AVX2] = AQ_SLOT(has_avx2, avx2, avx2, avx2, tables),
 #endif
 #if defined(AQ_BUILD_AVX512)
     [AQ_ISA_AVX512] = AQ_SLOT(has_avx512, avx512, avx512, avx512, avx512),
-    [AQ_ISA_AVX512_VNNI] = AQ_SLOT(has_avx512_vnni, avx512, avx512_vnni, avx512, avx512),
+    [AQ_ISA_AVX512_VNNI] = AQ_SLOT_OF(has_avx512_vnni, avx512, avx512_vnni, avx512, avx512,
+                                      &aq_tokens_avx512_vnni),
     [AQ_ISA_AVX512_VBMI] = AQ_SLOT_OF(has_avx512_vbmi, avx512, avx512_vnni, avx512, avx512_vbmi,
                                       &aq_tokens_avx512_vbmi),
 #endif
@@ -102,7 +101,7 @@ static const aq_kernels slots[] = {
     [AQ_ISA_NEON_DOT] = AQ_SLOT(has_byte_dot, neon, neon_dot, scalar, neon),
 #endif
 #if defined(AQ_BUILD_SIMD128)
-    [AQ_ISA_SIMD128] = AQ_SLOT(always, simd128, simd128, scalar, simd128),
+    [AQ_ISA_SIMD128] = AQ_SLOT(always, simd128, simd128, scalar, tables),
 #endif
 };
 

@@ -56,6 +56,7 @@ const COMMON_SOURCES = [
   "solver/trellis_scalar.c",
   "trellis/api.c",
   "trellis/scalar.c",
+  "trellis/tables.c",
 ];
 
 const AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c"];
@@ -87,9 +88,9 @@ export function nativePlan(platform: string, architecture: string): BuildPlan {
   if (architecture === "x64") {
     flags.push("-DAQ_BUILD_AVX2", "-DAQ_BUILD_AVX512");
     units.push(
-      ...unitsOf(["isa/avx2.c", "int8/avx2.c", "backward/avx2.c", "trellis/avx2.c"], AVX2_FLAGS),
+      ...unitsOf(["isa/avx2.c", "int8/avx2.c", "backward/avx2.c"], AVX2_FLAGS),
       ...unitsOf(["isa/avx512.c", "int8/avx512.c", "backward/avx512.c", "trellis/avx512.c"], AVX512_FLAGS),
-      ...unitsOf(["int8/avx512_vnni.c"], [...AVX512_FLAGS, "-mavx512vnni"]),
+      ...unitsOf(["int8/avx512_vnni.c", "trellis/avx512_vnni.c"], [...AVX512_FLAGS, "-mavx512vnni"]),
       ...unitsOf(["trellis/avx512_vbmi.c"], [...AVX512_FLAGS, "-mavx512vbmi", "-mavx512vnni"]),
     );
   } else if (architecture === "arm64") {
@@ -108,7 +109,7 @@ export function nativePlan(platform: string, architecture: string): BuildPlan {
 
 /** The plan of the embedded WebAssembly module: one command, clang and lld. */
 export const WASM_PLAN: BuildPlan = {
-  units: unitsOf([...COMMON_SOURCES, "isa/simd128.c", "int8/simd128.c", "trellis/simd128.c"]),
+  units: unitsOf([...COMMON_SOURCES, "isa/simd128.c", "int8/simd128.c"]),
   flags: [
     ...COMMON_FLAGS,
     "--target=wasm32",

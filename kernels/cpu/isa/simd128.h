@@ -120,8 +120,10 @@ AQ_INLINE vf v_exact_fma(vf a, vf b, vf c) {
 AQ_INLINE vf v_load_half(const uint16_t *p) { return v_half_value(v_widen(p)); }
 
 AQ_INLINE vf v_load_levels(const int8_t *p) {
-  const v128_t words = wasm_i16x8_extend_low_i8x16(wasm_v128_load32_zero(p));
-  return (vf)wasm_f32x4_convert_i32x4(wasm_i32x4_extend_low_i16x8(words));
+  const v128_t above = wasm_v128_xor(wasm_v128_load32_zero(p), wasm_i8x16_splat(-128)); /* 128 more, unsigned */
+  /* as in v_unpack: clang 14 would convert them one by one */
+  const v128_t wide = wasm_u32x4_extend_low_u16x8(wasm_u16x8_extend_low_u8x16(above));
+  return (vf)((vu)wide | 0x4b000000u) - (8388608.0f + 128.0f);
 }
 
 /* Four bytes into lanes, and numbers up to 255 back; four times 12 bits from a byte boundary into lanes, with

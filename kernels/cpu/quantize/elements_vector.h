@@ -338,6 +338,7 @@ AQ_INLINE void dequantize_levels(const aq_packed_view *view, size_t row, size_t 
     for (size_t group = 0, i = 0; group < count; group++) {
       const vf scale = v_splat(scales[group] * AQ_TRELLIS_UNIT), offset = v_splat(offsets[group]);
       const size_t end = aq_min_size(m, i + size);
+#pragma GCC unroll 4
       for (; i + AQ_W <= end; i += AQ_W) {
         const vf weights = v_fma(v_load_levels(levels + i), scale, offset);
         AQ_STORE(stream, out + i, weights);
