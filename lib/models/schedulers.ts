@@ -120,7 +120,8 @@ export function loadScheduler(folder: string, sampler?: SamplerName): Scheduler 
     throw new CheckpointError(
       `Cannot load ${
         JSON.stringify(folder)
-      }: must have scheduler_config.json, or "scheduler" beside it must, got none`,
+      }: must have scheduler_config.json or a folder "scheduler" beside it, got none: copy the pipeline's ` +
+        "scheduler/scheduler_config.json beside the weights",
       { path: folder },
     );
   }

@@ -250,6 +250,15 @@ function run(command: string, args: readonly string[], running: Set<ChildProcess
   });
 }
 
+/** Milliseconds between two lines about a build that takes long. */
+const REPORT_INTERVAL = 5_000;
+
+/** What a build of the library listens to, and whom it tells how far it is. */
+export interface BuildOptions {
+  readonly signal?: AbortSignal | undefined;
+  readonly onMessage?: ((line: string) => void) | undefined;
+}
+
 /** A compiler's version line; undefined if it is not there. */
 export async function compilerVersion(command: string): Promise<string | undefined> {
   try {
@@ -271,7 +280,7 @@ async function compile<Result>(
   compiler: string,
   folder: string,
   publish: (result: string) => Result,
-  signal?: AbortSignal,
+  { signal, onMessage }: BuildOptions = {},
 ): Promise<Result> {
   const work = mkdtempSync(`${folder}.build-`), running = new Set<ChildProcess>();
   const result = join(work, plan.fileName);
@@ -294,9 +303,16 @@ async function compile<Result>(
       return [...plan.flags, ...unit.flags, "-c", source, "-o", objects[i]!];
     });
     let failure: { readonly reason: unknown } | undefined;
+    let done = 0, told = performance.now();
     const compileWaiting = async () => {
       try {
-        for (let args = waiting.pop(); args !== undefined; args = waiting.pop()) await start(args);
+        for (let args = waiting.pop(); args !== undefined; args = waiting.pop()) {
+          await start(args);
+          done++;
+          if (performance.now() - told < REPORT_INTERVAL) continue;
+          told = performance.now();
+          onMessage?.(`kernels: ${done} of ${objects.length} files compiled`);
+        }
       } catch (reason) {
         failure ??= { reason };
         end();
@@ -364,7 +380,7 @@ export function onceAtATime(folder: string, make: () => Promise<string>): Promis
 /**
  * Builds the library into `folder`, synced and renamed into place under the hash of its bytes.
  *
- * @param signal ends the compiler and the build
+ * @param options its signal ends the compiler and the build
  * @returns the library's path
  * @throws {KernelError} when the compiler cannot be run or refuses the sources, or was ended
  */
@@ -373,12 +389,12 @@ export function buildLibrary(
   kernels: string,
   compiler: string,
   folder: string,
-  signal?: AbortSignal,
+  options?: BuildOptions,
 ): Promise<string> {
   const publish = (result: string) => publishLibrary(plan, result, folder);
   return onceAtATime(folder, () => {
     mkdirSync(folder, { recursive: true, mode: 0o700 });
-    return compile(plan, kernels, compiler, folder, publish, signal);
+    return compile(plan, kernels, compiler, folder, publish, options);
   });
 }
 

@@ -258,7 +258,7 @@ async function findBuilt(
   if (compiler === undefined) return pass("build", `no compiler: tried ${compilerCandidates().join(", ")}`);
   try {
     onMessage(`kernels: building with ${compiler.command} (${compiler.version}), once for this version …`);
-    const path = await buildLibrary(plan, kernels, compiler.command, folder, signal);
+    const path = await buildLibrary(plan, kernels, compiler.command, folder, { signal, onMessage });
     return { library: await openLibrary(path), path, origin: "new build" };
   } catch (error) {
     if (signal?.aborted) {

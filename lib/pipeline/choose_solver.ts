@@ -3,6 +3,7 @@ import { type Config, type ConfigInForce, hasBudget, isInForce, withPhaseSolver 
 import { hasStatistics } from "../calibration/source.ts";
 import { knownSchedule } from "../calibration/mod.ts";
 import { runLimits } from "../models/mod.ts";
+import { schedulerFile } from "../models/schedulers.ts";
 import { type BitPlan, readPlan } from "../plan/budget.ts";
 import { isTokenTable, planQuantization } from "../plan/plan.ts";
 import { hasEightBits } from "../solve/by_weights.ts";
@@ -61,7 +62,10 @@ export function chooseSolver(checkpoint: Checkpoint, config: Config): ConfigInFo
   if (checkpoint.kind === "dit" && !hasSchedule(checkpoint)) {
     return chosen(
       byWeights,
-      "the model cannot be calibrated: its noise schedule is missing or not supported",
+      schedulerFile(checkpoint.folder) === undefined
+        ? "the model cannot be calibrated without a noise schedule: copy scheduler_config.json of the " +
+          "pipeline's folder scheduler beside the weights"
+        : "the model cannot be calibrated: its noise schedule is not supported",
     );
   }
   return chosen("best", "fewer than 8 bits, and the model runs here");

@@ -322,8 +322,9 @@ function parseEntry(
   }
   const [start, end] = offsets as [number, number];
   if (start > end || end > dataBytes) {
+    const isCut = start <= end ? ": the file is truncated, fetch or copy it again" : "";
     throw fail(
-      `data_offsets must be ordered and inside the data of ${dataBytes} bytes, got [${start}, ${end}]`,
+      `data_offsets must be ordered and inside the data of ${dataBytes} bytes, got [${start}, ${end}]${isCut}`,
     );
   }
   const elements = elementCount(shape);

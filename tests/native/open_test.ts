@@ -1,11 +1,19 @@
 import { afterAll, describe, expect, test } from "bun:test";
 import { spawnSync } from "node:child_process";
-import { existsSync, mkdtempSync, readdirSync, rmSync, truncateSync, writeFileSync } from "node:fs";
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  rmSync,
+  truncateSync,
+  writeFileSync,
+} from "node:fs";
 import { availableParallelism, tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
-import { cudaPlan } from "../../lib/native/build.ts";
+import { buildLibrary, cudaPlan, nativePlan } from "../../lib/native/build.ts";
 import { type Attempt, buildPlace, findCompiler, passing } from "../../lib/native/library.ts";
 import { openKernels, withThreads } from "../../lib/native/mod.ts";
 import { unchecked } from "../../lib/native/kernels.ts";
@@ -198,6 +206,27 @@ describe("openKernels", () => {
     );
     expect(opened.backend).toBe("native");
   }, 300_000);
+
+  test("a build that takes long says how far it is", async () => {
+    const compiler = join(folder, "slow"), kernels = join(folder, "slow-kernels");
+    // Objects and library are empty; the clock, not the compiler, is slow.
+    const script = '#!/bin/sh\nfor word; do [ "$before" = -o ] && : > "$word"; before=$word; done\n';
+    writeFileSync(compiler, script, { mode: 0o755 });
+    for (const name of ["include", "arithmetic", "cpu"]) mkdirSync(join(kernels, name), { recursive: true });
+    const plan = nativePlan("linux", "x64"), lines: string[] = [], clock = performance.now;
+    let now = 0;
+    performance.now = () => now += 1000;
+    try {
+      const onMessage = (line: string) => void lines.push(line);
+      await buildLibrary(plan, kernels, compiler, join(folder, "slow-cache"), { onMessage });
+    } finally {
+      performance.now = clock;
+    }
+    const counts = lines.map((line) => Number(/^kernels: (\d+) of \d+ files compiled$/.exec(line)![1]));
+    expect(lines[0]).toContain(` of ${plan.units.length} `);
+    expect(counts).toEqual([...new Set(counts)].sort((a, b) => a - b));
+    expect(counts.length).toBeLessThan(plan.units.length / 4);
+  });
 
   test("a cache folder that is not absolute is not used", () => {
     const opened = openInChild({ PATH: process.env["PATH"] ?? "", HOME: "", XDG_CACHE_HOME: "relative" });

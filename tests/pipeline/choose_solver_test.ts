@@ -93,6 +93,13 @@ describe("solver: auto", () => {
     });
   }
 
+  test("says which file an image model lacks", () => {
+    expect(chosen(dit).chosen!.why).toContain("copy scheduler_config.json");
+    const other = store(place.fresh("flow"), ditCheckpoint());
+    writeFileSync(join(other, "scheduler_config.json"), '{"_class_name": "FlowMatchEulerDiscreteScheduler"}');
+    expect(chosen(other).chosen!.why).toContain("its noise schedule is not supported");
+  });
+
   test("leaves a configured solver as it is, but for phase 3", () => {
     for (const solver of ["round", "clip", "feedback", "best"]) {
       const found = chosen(dream, { solver, bit_width: 8 });

@@ -38,6 +38,14 @@ describe("arrowquant", () => {
     );
   });
 
+  test("its help begins examples as it was started", () => {
+    const help = (command: string) =>
+      run("arrowquant.ts", ["inspect", "--help"], { npm_command: command }).stdout;
+    expect(help("exec")).toContain("\n  npx arrowquant inspect OUT --verify\n");
+    expect(help("exec")).not.toContain("scripts/");
+    expect(help("")).toContain(" scripts/arrowquant.ts inspect OUT --verify\n");
+  });
+
   test("is published with the script of every command", () => {
     const { publish: { include } } = JSON.parse(readFileSync(join(ROOT, "deno.json"), "utf8"));
     expect(include).toEqual(expect.arrayContaining(COMMANDS.map((name) => `scripts/${name}.ts`)));

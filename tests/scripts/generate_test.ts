@@ -227,7 +227,7 @@ describe("options that are missing, unknown or contradict the model", () => {
     [[GLYPHS, "--zoom", "0", "--out", out], 2, "--zoom must be a whole number from 1 to 64"],
     [[GLYPHS, "--sampler", "euler", "--out", out], 2, "--sampler must be one of ddim, ddpm"],
     [[llada, "--prompt", "x", "--top-p", "0.5"], 2, "--top-p is not for a LLaDA model"],
-    [[llada, "--prompt", "x"], 3, "must have tokenizer.json"],
+    [[llada, "--prompt", "x"], 3, "got none: copy the tokenizer's files from where the model came from"],
   ];
   test("--guidance goes before the stored cfg_scale of a LLaDA model", () => {
     const { config, tensors } = lladaCheckpoint();

@@ -230,7 +230,13 @@ describe("SafetensorsFile refuses", () => {
       ["offsets the wrong way round", `{${entry("a", "F32", [2], 8, 0)}}`, 8, "ordered and inside", "a"],
       ["one offset", '{"a":{"dtype":"U8","shape":[1],"data_offsets":[0]}}', 1, "two integers", "a"],
       ["three offsets", '{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1,1]}}', 1, "two integers", "a"],
-      ["offsets behind the end", `{${entry("a", "F32", [2], 0, 8)}}`, 7, "inside the data of 7 bytes", "a"],
+      [
+        "offsets behind the end",
+        `{${entry("a", "F32", [2], 0, 8)}}`,
+        7,
+        "inside the data of 7 bytes, got [0, 8]: the file is truncated, fetch",
+        "a",
+      ],
       [
         "an offset above 2^53",
         `{${entry("a", "U8", [1], 0, 1).replace("[0,1]", "[0,18446744073709551616]")}}`,

@@ -146,7 +146,7 @@ export async function loadTokenizer(folder: string): Promise<Tokenizer> {
   throw new CheckpointError(
     `Cannot load ${shown(folder)}: must have tokenizer.json, or vocab.json and merges.txt, got ${
       found.length === 0
-        ? "none"
+        ? "none: copy the tokenizer's files from where the model came from"
         : `${found.join(", ")} alone: save a whole one with transformers' save_pretrained`
     }`,
     { path: folder },
