@@ -140,9 +140,16 @@ function withoutCalibration(
   { message, path, cause }: CheckpointError,
   { calibrationData }: Config,
 ): CheckpointError {
-  const given = calibrationData === null || !existsSync(calibrationData)
+  const isMade = calibrationData === null || ["self", "synthetic"].includes(calibrationData);
+  const paths = isMade ? [] : existsSync(calibrationData) ? [calibrationData] : calibrationData.split(",");
+  const absent = paths.find((path) => !existsSync(path));
+  const given = isMade
     ? ""
-    : `; statistics of what its layers read would do, and ${quote(calibrationData)} is no file of them`;
+    : `; statistics of what its layers read would do, and ${
+      absent === undefined
+        ? `${quote(calibrationData)} is no file of them`
+        : `there is no file ${quote(absent)}`
+    }`;
   const others = "the solvers clip and round need no run of the model and quantize it all the same";
   return new CheckpointError(`${message}${given}; ${others}`, { path, cause });
 }

@@ -255,7 +255,16 @@ function ownBits({ layerBitWidths }: Config, name: string): LayerBits | undefine
 
 /** Warnings of patterns of `layer_bit_widths` that a rule by name goes before. */
 function overruled(rows: readonly PlanRow[], config: Config): string[] {
-  const byName = ["embedding", "norm", "head", "router", "embedder", "unknown family", "sensitive"];
+  const byName = [
+    "embedding",
+    "norm",
+    "head",
+    "router",
+    "router by shape",
+    "embedder",
+    "unknown family",
+    "sensitive",
+  ];
   return Object.keys(config.layerBitWidths).flatMap((text) => {
     const pattern = compilePattern(text);
     const met = rows.filter((row) =>

@@ -72,7 +72,7 @@ export const KEEP_RULES: readonly KeepRule[] = [
   {
     rule: "head",
     pattern: String
-      .raw`(?:^|\.)(?:lm_head|embed_out|score|classifier)\.weight$|${OUTSIDE}(?:(?:ff_out|output|out|head|(?:\w+_)?proj_out|proj_out_2|project_out|output_proj|final_proj|to_logits|decoder_pred|llm2vae)\.weight$|(?:(?:all_)?final_layer|last_layer|norm_out|(?:\w+_)?head|final_linear|conv_out|out_layer|output_layer|out\.\d+)\.)`,
+      .raw`(?:^|\.)(?:lm_head|embed_out|score|classifier)\.weight$|${OUTSIDE}(?:(?:ff_out|output|out|head|(?:\w+_)?proj_out|proj_out_2|project_out|output_proj|final_proj|to_logits|decoder_pred|llm2vae)\.weight$|(?:(?:all_)?final_layers?|last_layers?|norm_out|(?:\w+_)?heads?|final(?:_linear)?|proj_out|conv_out|out_layers?|output_layer|unpatchify\w*|unembed\w*|to_(?:rgb|pixels?)|out\.\d+)\.)`,
     why: "its error goes into every output without another layer to absorb it",
   },
   {
@@ -83,9 +83,15 @@ export const KEEP_RULES: readonly KeepRule[] = [
       "layer",
   },
   {
+    rule: "router by shape",
+    pattern: String
+      .raw`^(?!.*(?:^|\.)experts\.)(?:.*\.)?(?:\w*(?:router|routing|gating)\w*|gate(?:s|_(?:inp|fn|func|net(?:work)?|layer|linear|weights?|logits?))?|(?:\w+_)?(?:moe|experts?)_gate|switch|w_?g(?:ate)?)(?:\.\w+)*\.weight$`,
+    why: "named like a router, with a quarter as many rows as columns or fewer, and no part of an expert",
+  },
+  {
     rule: "embedder",
     pattern: String
-      .raw`${OUTSIDE}(?:\w+_emb(?:s|ed(?:s|der|dings?)?)?|\w+_in|patchify_proj|caption_projection|(?:\w+_)?adaln_single|\w+_(?:patchify_proj|caption_projection)|pooled_projection|(?:t5_y|y_|t_|cond_|llm_cond_|lyric_|crossattn_)proj|text_proj(?:_t5)?|(?:time_?step|global|cross_attention)_proj|time_proj(?:ection)?|(?:time|timestep|noise|label)_mlp|time_token|temb|map_(?:noise|label|augment|layer\d)|\w+_mapper|vae2llm|connector|vision_aligner|mm_projector|multi_modal_projector|sigma_map|t_block|init_x_linear|cond_seq_linear)\.`,
+      .raw`${OUTSIDE}(?:\w+_emb(?:s|ed(?:s|der|dings?)?)?|\w+_in|patchify_proj|caption_projection|(?:\w+_)?adaln_single|\w+_(?:patchify_proj|caption_projection)|pooled_projection|(?:t5_y|y_|t_|cond_|llm_cond_|lyric_|crossattn_)proj|text_proj(?:_t5)?|(?:time_?step|global|cross_attention)_proj|time_proj(?:ection)?|(?:time|timestep|noise|label)_mlp|time_token|temb|map_(?:noise|label|augment|layer\d)|\w+_mapper|vae2llm|connector|vision_aligner|mm_projector|multi_modal_projector|sigma_map|t_block|init_x_linear|cond_seq_linear|self_conditioning)\.`,
     why: "turns image, text, time or guidance into what every block of an image model reads",
   },
   {
@@ -112,7 +118,7 @@ export const KEEP_RULES: readonly KeepRule[] = [
   {
     rule: "modulation",
     pattern: String
-      .raw`(?:^|\.)(?:\w*[mM]odulation\w*|(?:\w+_)?mod(?:[A-Z]*|_[a-z])|ada[lL][nN]\w*|(?:\w+_)?norm\d*(?:_context)?\.linear(?:_\d)?|emb_layers|time_emb_proj|distilled_guidance_layer)\.|${OUTSIDE}proj_out_1\.weight$`,
+      .raw`(?:^|\.)(?:\w*[mM]odulat\w*|(?:\w+_)?mod(?:[A-Z]*|_[a-z]|_proj)|[aA]da_?[lL][nN]\w*|ada(?:_?(?:norm|in)\w*)?|(?:\w+_)?norm\d*(?:_context)?\.(?:linear|proj|fc)(?:_\d)?|emb_layers|(?:time_)?emb_proj|(?:cond|t|time)_(?:proj|mlp)|scale_shift\w*|(?:film|FiLM|style)\w*|affine|conditioning|distilled_guidance_layer)\.|${OUTSIDE}proj_out_1\.weight$`,
     why:
       "turns the timestep into a block's scales and shifts: 4 bits or more, unless layer_bit_widths asks for fewer",
   },
@@ -126,6 +132,8 @@ export type RuleName = (typeof KEEP_RULES)[number]["rule"];
 
 /** Least bits of what is too large to be kept, by its rule. */
 const LEAST_BITS = { "block embedder": 8, modulation: 4 } as const satisfies Record<string, BitWidth>;
+/** Most rows of a router by shape, as a share of its columns. */
+const ROUTER_SHARE = 1 / 4;
 /** Tables that are never the head. */
 const CLASS_TABLE = /(?:^|\.)embedding_table\.weight$/;
 /** Smaller token tables are kept unless their bits are set: they take less than 128 KiB. */
@@ -197,8 +205,10 @@ export function keptByName(
 ): RuleName | undefined {
   const [rows, cols] = shape as [number, number];
   const isGate = /(?:^|\.)gate\.weight$/.test(name);
-  for (const rule of ["embedding", "norm", "head", "router", "embedder"] as const) {
-    if (concerns(rule, name) && !(rule === "router" && isGate && rows > cols)) return rule;
+  for (const rule of ["embedding", "norm", "head", "router", "router by shape", "embedder"] as const) {
+    if (rule === "router" && isGate && rows > cols) continue;
+    if (rule === "router by shape" && rows > cols * ROUTER_SHARE) continue;
+    if (concerns(rule, name)) return rule;
   }
   if (family === undefined && hasBlocks && !IN_BLOCK.test(name)) return "unknown family";
   return config.skipSensitiveLayers && (isSensitive || concerns("sensitive", name)) ? "sensitive" : undefined;

@@ -362,10 +362,13 @@ test("embedders, heads and modulation of further published families are kept or 
     "av_ca_video_scale_shift_adaln_single.linear crossattn_proj.0 time_token.mlp.0 t5_yproj vae2llm llm2vae " +
     "timestep_emb.mlp.0 vision_aligner.layers.0 to_timestep_embed.0 to_cond_embed.0 transformer.project_in " +
     "transformer.project_out lyric_embs lyric_proj text_embed.text_embed input_embed.proj decoder_pred " +
-    "context_embed byt5_in.fc1 vision_in.proj.1 map_noise map_layer0 time_mlp.0 clip_mapper";
-  const modulation = "blocks.0.mod_x transformer_blocks.0.attn_norm.linear";
+    "context_embed byt5_in.fc1 vision_in.proj.1 map_noise map_layer0 time_mlp.0 clip_mapper " +
+    "self_conditioning.up_proj final_layers.0.linear heads.0.proj final.0.fc proj_out.0.linear unpatchify.fc.0.lin";
+  const modulation =
+    "blocks.0.mod_x transformer_blocks.0.attn_norm.linear blocks.0.ada_ln blocks.0.AdaLN.1 " +
+    "blocks.0.film blocks.0.cond_proj blocks.0.scale_shift_proj blocks.0.norm1.proj blocks.0.modulator.1 blocks.0.ada.1";
   const layers =
-    "blocks.0.mlp.fc1 transformer_blocks.0.attn.to_out.0 blocks.0.attn.out_proj blocks.0.proj_in";
+    "blocks.0.mlp.fc1 transformer_blocks.0.attn.to_out.0 blocks.0.attn.out_proj blocks.0.proj_in blocks.0.mlp.c_proj";
   // The config names a family, so that no rule of unknown ones helps.
   const config = { _class_name: "FluxTransformer2DModel" };
   for (const prefix of ["", "model.diffusion_model.", "transformer."]) {
@@ -376,7 +379,24 @@ test("embedders, heads and modulation of further published families are kept or 
     const bits = new Map(rows.map((row) => [row.name, row.bits ?? 16]));
     const bitsOf = (text: string) => text.split(" ").map((name) => bits.get(`${prefix}${name}.weight`));
     expect(bitsOf(kept)).toEqual(bitsOf(kept).map(() => 16));
-    expect(bitsOf(modulation)).toEqual([4, 4]);
-    expect(bitsOf(layers)).toEqual([2, 2, 2, 2]);
+    expect(bitsOf(modulation)).toEqual(bitsOf(modulation).map(() => 4));
+    expect(bitsOf(layers)).toEqual(bitsOf(layers).map(() => 2));
   }
+});
+
+test("a matrix of few rows that is named like a router is one, a layer of that name is not", () => {
+  const names = "gate.linear moe_gate gating_network.0 topk_router.fc switch ffn.gate_inp wg router_proj"
+    .split(" ");
+  const layers = "wg switch mlp.gate_proj w_gate".split(" ");
+  const shapes = Object.fromEntries([
+    ...names.map((name) => [`blocks.0.${name}.weight`, [8, 512]]),
+    ...layers.map((name) => [`blocks.1.${name}.weight`, [1024, 512]]),
+    ["blocks.0.mlp.experts.0.w_gate.weight", [64, 512]],
+    ["blocks.0.mlp.gate_proj.weight", [64, 512]],
+  ]);
+  using checkpoint = openCheckpoint(hollowCheckpoint(shapes, { _class_name: "FluxTransformer2DModel" }));
+  const { rows } = planQuantization(checkpoint, configOf({ bit_width: 2 }));
+  expect(rows.filter(({ action }) => action === "keep").map(({ name }) => name).sort()).toEqual(
+    names.map((name) => `blocks.0.${name}.weight`).sort(),
+  );
 });
