@@ -141,14 +141,12 @@ function withoutCalibration(
   { calibrationData }: Config,
 ): CheckpointError {
   const isMade = calibrationData === null || ["self", "synthetic"].includes(calibrationData);
-  const paths = isMade ? [] : existsSync(calibrationData) ? [calibrationData] : calibrationData.split(",");
-  const absent = paths.find((path) => !existsSync(path));
   const given = isMade
     ? ""
     : `; statistics of what its layers read would do, and ${
-      absent === undefined
+      existsSync(calibrationData)
         ? `${quote(calibrationData)} is no file of them`
-        : `there is no file ${quote(absent)}`
+        : `there is no file ${quote(calibrationData)}`
     }`;
   const others = "the solvers clip and round need no run of the model and quantize it all the same";
   return new CheckpointError(`${message}${given}; ${others}`, { path, cause });

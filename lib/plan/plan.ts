@@ -256,6 +256,7 @@ function ownBits({ layerBitWidths }: Config, name: string): LayerBits | undefine
 /** Warnings of patterns of `layer_bit_widths` that a rule by name goes before. */
 function overruled(rows: readonly PlanRow[], config: Config): string[] {
   const byName = [
+    "other model",
     "embedding",
     "norm",
     "head",

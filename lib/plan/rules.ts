@@ -46,6 +46,14 @@ export const KEEP_RULES: readonly KeepRule[] = [
     why: "no type of the target holds it: blocks do not divide its rows, or it is no linear layer",
   },
   {
+    rule: "other model",
+    pattern: String
+      .raw`^(?:conditioner|cond_stage_model|first_stage_model|text_encoders?(?:_\d+)?|text_model|vae|model_ema|image_encoder|clip_\w+|t5xxl)\.`,
+    why:
+      "a text encoder, an autoencoder or an average of weights in one file with the denoiser, whose names begin " +
+      "with model.diffusion_model. or the like",
+  },
+  {
     rule: "embedding_bits",
     pattern: String
       .raw`(?:^|\.)(?:embed_tokens|tok_embeddings|wte|word_embeddings?|token_embd|embed_in|shared|(?:token_)?embeddings?|embedding_table)\.weight$`,
@@ -124,6 +132,9 @@ export const KEEP_RULES: readonly KeepRule[] = [
   },
 ];
 
+/** In front of a denoiser's names in a file that has other models, too. */
+const OF_DENOISER = /^(?:(?:model\.)?diffusion_model|transformer|unet|net)\./;
+
 /** A matrix inside a numbered block: its module and weight stand behind the number. */
 const IN_BLOCK = /(?:^|\.)\d+\.[^.]+\.[^.]+/;
 
@@ -154,6 +165,8 @@ export interface RuleContext {
   readonly family: Family | undefined;
   /** The names have numbered blocks, so that what is outside them is few and early or late. */
   readonly hasBlocks: boolean;
+  /** The names say which tensors are the denoiser's. */
+  readonly hasDenoiser: boolean;
 }
 
 /**
@@ -171,6 +184,7 @@ export function ruleContext(
     tiesHead: ties !== false && tying !== false && !names.some((name) => concerns("head_bits", name)),
     family: familyOf(names, modelConfig),
     hasBlocks: names.some((name) => IN_BLOCK.test(name)),
+    hasDenoiser: names.some((name) => OF_DENOISER.test(name)),
   };
 }
 
@@ -183,8 +197,9 @@ const TABLE_BITS = {
 /** A token table's rule and bits; undefined for other tensors and for tables that are kept. */
 export function tableBits(
   { name, elements }: Pick<TensorInfo, "name" | "elements">,
-  { config, tiesHead }: RuleContext,
+  { config, tiesHead, hasDenoiser }: RuleContext,
 ): { readonly rule: "embedding_bits" | "head_bits"; readonly bits: BitWidth } | undefined {
+  if (hasDenoiser && concerns("other model", name)) return undefined;
   const isEmbedding = concerns("embedding_bits", name);
   if (!isEmbedding && !concerns("head_bits", name)) return undefined;
   const isHead = !isEmbedding || (tiesHead && !CLASS_TABLE.test(name));
@@ -200,9 +215,10 @@ export function tableBits(
 /** The rule by name that keeps a matrix; undefined where none does. */
 export function keptByName(
   { name, shape }: Pick<TensorInfo, "name" | "shape">,
-  { config, family, hasBlocks }: RuleContext,
+  { config, family, hasBlocks, hasDenoiser }: RuleContext,
   isSensitive: boolean,
 ): RuleName | undefined {
+  if (hasDenoiser && concerns("other model", name)) return "other model";
   const [rows, cols] = shape as [number, number];
   const isGate = /(?:^|\.)gate\.weight$/.test(name);
   for (const rule of ["embedding", "norm", "head", "router", "router by shape", "embedder"] as const) {

@@ -384,6 +384,28 @@ test("embedders, heads and modulation of further published families are kept or 
   }
 });
 
+test("text encoders and autoencoders in one file with a denoiser are kept, alone they are quantized", () => {
+  const others = [
+    "conditioner.embedders.0.transformer.text_model.encoder.layers.0.mlp.fc1",
+    "cond_stage_model.transformer.text_model.encoder.layers.0.mlp.fc1",
+    "text_encoders.t5xxl.transformer.encoder.block.0.layer.0.SelfAttention.q",
+    "text_encoders.t5xxl.transformer.shared",
+    "first_stage_model.decoder.mid.0.to_q",
+    "vae.decoder.up.0.fc",
+  ];
+  const reasonsWith = (names: readonly string[]) => {
+    const shapes = Object.fromEntries(names.map((name) => [`${name}.weight`, [512, 512]]));
+    using checkpoint = openCheckpoint(hollowCheckpoint(shapes, { _class_name: "UNet2DConditionModel" }));
+    const { rows } = planQuantization(checkpoint, configOf({ bit_width: 2 }));
+    return rows.map(({ bits, reason }) => bits ?? reason);
+  };
+  for (const prefix of ["model.diffusion_model.", "diffusion_model.", "unet."]) {
+    const own = `${prefix}blocks.0.attn1.to_q`;
+    expect(reasonsWith([own, ...others])).toEqual([2, ...others.map(() => "other model")]);
+  }
+  expect(reasonsWith(others)).toEqual([2, 2, 2, 8, 2, 2]);
+});
+
 test("a matrix of few rows that is named like a router is one, a layer of that name is not", () => {
   const names = "gate.linear moe_gate gating_network.0 topk_router.fc switch ffn.gate_inp wg router_proj"
     .split(" ");
