@@ -112,10 +112,11 @@ function libraryChecks(compiler: string, library: string): (readonly string[])[]
 
 /** A CUDA library loaded and quantized with, in Bun and in Deno. */
 function cudaTests(library: string): string[][] {
-  const opened = ["env", `ARROWQUANT_CUDA_LIBRARY=${library}`], test = "tests/native/cuda_test.ts";
+  const opened = ["env", `ARROWQUANT_CUDA_LIBRARY=${library}`];
+  const tests = ["tests/native/cuda_test.ts", "tests/native/cuda_faults_test.ts"];
   return [
-    [...opened, bun, "test", test, "--timeout", "120000"],
-    [...opened, deno, "test", "-A", "--no-check", importMap, test],
+    [...opened, bun, "test", ...tests, "--timeout", "120000"],
+    [...opened, deno, "test", "-A", "--no-check", importMap, ...tests],
   ];
 }
 

@@ -205,6 +205,7 @@ static void run_shapes(void) {
 #include "cuda/trellis.h"
 #include "cuda/trellis_solver.h"
 #include "cuda/backward.h"
+#include "cuda/memory.h"
 #include "cuda/bench.h"
 
 /* A wrong call gets a status, and nothing else happens. */
@@ -236,6 +237,7 @@ int main(int argc, char **argv) {
   printf("%s\n", (const char *)text);
   const bool is_bench = argc > 1 && strcmp(argv[1], "bench") == 0;
   begin(is_bench ? 1 : argc, argv);
+  if (!is_bench) run_memory();
   uint64_t made = 0;
   require(aq_cuda_create_stream(0, &made), "create a stream");
   stream = (aq_cuda_stream)made;

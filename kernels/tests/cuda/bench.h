@@ -28,6 +28,7 @@ static bytes constants(T value) {
   return bytes((const uint8_t *)values.data(), (const uint8_t *)(values.data() + values.size()));
 }
 
+static bool is_small;
 static double copy_rate;    /* bytes a second */
 static double bfloat_peak; /* operations a second of dense products; 0 where it is not known */
 
@@ -47,6 +48,12 @@ static void print_rates(const char *what, double milliseconds, double moved, dou
          copy_rate > 0 ? moved / seconds / copy_rate : 1.0, flops / seconds * 1e-12);
   if (bfloat_peak > 0 && flops > 0) printf(" %5.1f %% of bfloat16 peak", 100 * flops / seconds / bfloat_peak);
   printf("\n");
+}
+
+/* A goal of docs/cuda.md, and whether this run meets it; NAN: it could not be measured. */
+static void print_goal(const char *what, double measured, double least) {
+  const char *outcome = is_small ? "small sizes, no figure" : !(measured == measured) ? "not run" : measured >= least ? "met" : "missed";
+  printf("GOAL %-64s wanted %6.2f, got %6.2f: %s\n", what, least, measured, outcome);
 }
 
 /* Median milliseconds of a call, and what they mean: bytes that it cannot do without, floating-point operations. */
@@ -70,14 +77,19 @@ static void bench_linear(size_t tokens, size_t rows, size_t cols, const bench_bu
   const bench_buffer weights(rows * cols * 4, repeated(0.1f)), halves(rows * cols / 64 * 2, constants<uint16_t>(0x2c00));
   for (int32_t dtype : {AQ_F32, AQ_BF16}) {
     snprintf(what, sizeof what, "linear, %zu tokens, %zu x %zu, %s", tokens, rows, cols, dtype == AQ_F32 ? "float32" : "bfloat16");
-    bench(what, n * (dtype == AQ_F32 ? 4 : 2), flops,
-          [&] { return aq_cuda_linear(x.handle, tokens, weights.handle, dtype, 0, rows, cols, out.handle, stream); });
+    const double moved = n * (dtype == AQ_F32 ? 4 : 2), seconds = moved / bench(what, moved, flops, [&] {
+      return aq_cuda_linear(x.handle, tokens, weights.handle, dtype, 0, rows, cols, out.handle, stream);
+    });
+    if (tokens > 256 && dtype == AQ_BF16)
+      print_goal("products of 4096 tokens, weights in bfloat16, of the peak", bfloat_peak > 0 ? flops / seconds / bfloat_peak : NAN, 0.4);
   }
   for (int32_t bits : {4, 2}) {
     snprintf(what, sizeof what, "linear, %zu tokens, %zu x %zu, %d bits", tokens, rows, cols, (int)bits);
-    bench(what, n * bits / 8 + n / 64 * 4, flops, [&] {
+    const double rate = bench(what, n * bits / 8 + n / 64 * 4, flops, [&] {
       return aq_cuda_linear_packed(x.handle, tokens, weights.handle, halves.handle, halves.handle, 0, rows, cols, bits, 64, out.handle, stream);
     });
+    snprintf(what, sizeof what, "products of one token, weights of %d bits, of the bandwidth", (int)bits);
+    if (tokens == 1) print_goal(what, rate / copy_rate, 0.7);
   }
 }
 
@@ -86,8 +98,10 @@ static void bench_solver(size_t n, size_t tokens) {
   const bench_buffer x(tokens * n * 4, repeated(1.0f)), moment(n * n * 4), other(n * n * 4, repeated(0.1f)), pivots(n * 4, constants(1.0f));
   bench("product", 12.0 * square, 2.0 * square * (double)tokens,
         [&] { return aq_cuda_multiply(x.handle, other.handle, tokens, n, n, x.handle, stream); });
-  bench("moment, its upper triangle", 4.0 * square, square * (double)tokens,
-        [&] { return aq_cuda_accumulate_moment(x.handle, 0, 0, tokens, n, n, n, moment.handle, stream); });
+  const double triangle = square * (double)tokens, seconds = 4.0 * square / bench("moment, its upper triangle", 4.0 * square, triangle, [&] {
+    return aq_cuda_accumulate_moment(x.handle, 0, 0, tokens, n, n, n, moment.handle, stream);
+  });
+  print_goal("second moments of 4096 tokens, of the peak", bfloat_peak > 0 ? triangle / seconds / bfloat_peak : NAN, 0.4);
   std::vector<float> unit(n * n);
   for (size_t i = 0; i < n; i++) unit[i * n + i] = 1.0f;
   const bench_buffer factor(n * n * 4, bytes((uint8_t *)unit.data(), (uint8_t *)(unit.data() + n * n)));
@@ -107,6 +121,12 @@ static void bench_solver(size_t n, size_t tokens) {
     return aq_cuda_refine_codes(weights.handle, n, n, 2, 64, AQ_ZERO_POINT_REAL, n, factor.handle, 1, 1, 1, codes.handle, scale.handle,
                                 zero.handle, objective.handle, stream);
   });
+  const bench_buffer table(1024, constants(0.5f));
+  const size_t rows = is_small ? n : 256;
+  bench("trellis search, 2 bits, 256 rows", 4.0 * (double)(rows * n), (double)(rows * n) * 256 * 100, [&] {
+    return aq_cuda_search_trellis(weights.handle, rows, n, 2, 64, table.handle, 0, scale.handle, zero.handle, n, factor.handle,
+                                  pivots.handle, codes.handle, objective.handle, stream);
+  });
 }
 
 static void bench_quantizing(size_t rows, size_t cols) {
@@ -118,14 +138,15 @@ static void bench_quantizing(size_t rows, size_t cols) {
     static const bench_buffer *to = new bench_buffer((size_t)n * 2);
     return aq_cuda_copy(from.handle, to->handle, (size_t)n * 2, stream);
   });
-  bench("quantize, round, 4 bits, group 64", 2.5 * n + n / 16, 0, [&] {
+  const double moved = 2.5 * n + n / 16;
+  const double round = bench("quantize, round, 4 bits, group 64", moved, 0, [&] {
     return aq_cuda_quantize_round(w.handle, AQ_BF16, rows, cols, 4, 64, AQ_ZERO_POINT_REAL, packed.handle, scale.handle, zero.handle, stream);
   });
-  const double moved = 2.5 * n + n / 16;
+  print_goal("round to nearest, of a copy's bandwidth", round / copy_rate, 0.8);
   const double rate = bench("quantize, clip, 4 bits, group 64", moved, 0, [&] {
     return aq_cuda_quantize_clip(w.handle, AQ_BF16, rows, cols, 4, 64, AQ_ZERO_POINT_REAL, 0, packed.handle, scale.handle, zero.handle, stream);
   });
-  printf("%-44s %9.2f 10^9 weights a second\n", "the same", rate / moved * n * 1e-9);
+  print_goal("clip search, 10^9 weights a second", rate / moved * n * 1e-9, 20);
 }
 
 static void bench_dequantizing(size_t rows, size_t cols) {
@@ -134,9 +155,11 @@ static void bench_dequantizing(size_t rows, size_t cols) {
   for (int32_t bits : {4, 2}) {
     char what[80];
     snprintf(what, sizeof what, "dequantize, %d bits, group 64, to bfloat16", (int)bits);
-    bench(what, n * (2 + bits / 8.0) + n / 16, 0, [&] {
+    const double rate = bench(what, n * (2 + bits / 8.0) + n / 16, 0, [&] {
       return aq_cuda_dequantize(packed.handle, halves.handle, halves.handle, rows, cols, bits, 64, out.handle, AQ_BF16, stream);
     });
+    snprintf(what, sizeof what, "dequantizing, %d bits, of a copy's bandwidth", (int)bits);
+    print_goal(what, rate / copy_rate, 0.8);
   }
 }
 
@@ -149,23 +172,30 @@ static void bench_cublas(size_t tokens, size_t rows, size_t cols) {
   else printf("%s: skipped, no libcublas.so\n", what);
 }
 
-/* Shapes of Dream 7B, or small ones to try the bench itself. */
+#include "step.h"
+
+/* Shapes of Dream 7B, or small ones to try the bench itself. What the goals of docs/cuda.md need comes first. */
 static void run_bench(bool small) {
+  is_small = small;
   bfloat_peak = peak_of_device();
   printf("bfloat16 peak: %.0f TFLOP/s. Products of float32 numbers are three of parts there, with weights in bfloat16 two.\n",
          bfloat_peak * 1e-12);
   const size_t width = small ? 64 : 3584, inner = small ? 128 : 18944, tokens = small ? 32 : 4096;
+  const size_t heads = small ? 1 : 28, kv_heads = small ? 1 : 4, head_size = small ? 64 : 128;
   bench_quantizing(small ? 64 : 16384, small ? 128 : 16384);
   bench_dequantizing(small ? 64 : 16384, small ? 128 : 16384);
-  bench_solver(width, tokens);
-  const bench_buffer x(tokens * inner * 4, repeated(1.0f)), out(tokens * inner * 4);
-  for (size_t count : {(size_t)1, small ? (size_t)8 : (size_t)256, tokens}) {
-    bench_linear(count, inner, width, x, out);
-    bench_cublas(count, inner, width);
+  bench_step({small ? (size_t)8 : (size_t)256, width, inner, heads, kv_heads, head_size, small ? (size_t)64 : (size_t)152064,
+              small ? (size_t)1 : (size_t)28});
+  {
+    const bench_buffer x(tokens * inner * 4, repeated(1.0f)), out(tokens * inner * 4);
+    for (size_t count : {(size_t)1, small ? (size_t)8 : (size_t)256, tokens}) {
+      bench_linear(count, inner, width, x, out);
+      bench_cublas(count, inner, width);
+    }
+    const double n = (double)tokens * (double)heads * 128;
+    bench("attention", 8.0 * n, 4.0 * n * (double)tokens, [&] {
+      return aq_cuda_attention(x.handle, x.handle, x.handle, 0, 1, tokens, heads, kv_heads, head_size, 0, 0.1f, out.handle, stream);
+    });
   }
-  const size_t heads = small ? 1 : 28, kv_heads = small ? 1 : 4;
-  const double n = (double)tokens * (double)heads * 128;
-  bench("attention", 8.0 * n, 4.0 * n * (double)tokens, [&] {
-    return aq_cuda_attention(x.handle, x.handle, x.handle, 0, 1, tokens, heads, kv_heads, 128, 0, 0.1f, out.handle, stream);
-  });
+  bench_solver(width, tokens);
 }

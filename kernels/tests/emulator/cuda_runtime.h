@@ -12,7 +12,8 @@
  *
  * AQ_EMULATED_BYTES in the environment is the device's memory, 1 GiB by default; AQ_EMULATED_LAUNCHES and
  * AQ_EMULATED_COPIES are the numbers of launches and of copies from the host after which the device is lost;
- * AQ_EMULATED_PINNED is the most bytes of the host that can be pinned at once.
+ * AQ_EMULATED_PINNED is the most bytes of the host that can be pinned at once; AQ_EMULATED_FAILS is the one allocation
+ * that fails, counted from when the variable changed.
  *
  * What this does not show: speed, limits of a device, races within one order of threads, the devices' own
  * arithmetic. */
@@ -340,9 +341,17 @@ inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int) {
   return cudaSuccess;
 }
 inline cudaError_t cudaDeviceGetAttribute(int *value, int, int) { return *value = 0, cudaSuccess; }
+/* Whether this allocation is the one that fails. */
+inline bool allocation_fails(void) {
+  static size_t named, count;
+  const size_t now = emulator::setting("AQ_EMULATED_FAILS", 0);
+  if (now != named) named = now, count = 0;
+  return now > 0 && ++count == now;
+}
 /* Allocations have their size in front. */
 inline size_t allocated;
 inline cudaError_t cudaMalloc(void **data, size_t bytes) {
+  if (allocation_fails()) return cudaErrorMemoryAllocation;
   if (bytes > emulator::setting("AQ_EMULATED_BYTES", (size_t)1 << 30) - allocated) return cudaErrorMemoryAllocation;
   uint8_t *block = (uint8_t *)aligned_alloc(256, 256 + (bytes + 255) / 256 * 256);
   if (!block) return cudaErrorMemoryAllocation;
@@ -362,7 +371,7 @@ inline cudaError_t cudaFree(void *data) {
 }
 inline std::map<const uint8_t *, size_t> pinned;
 inline cudaError_t cudaHostAlloc(void **data, size_t bytes, unsigned) {
-  *data = bytes <= emulator::setting("AQ_EMULATED_PINNED", SIZE_MAX) ? malloc(bytes) : 0;
+  *data = bytes <= emulator::setting("AQ_EMULATED_PINNED", SIZE_MAX) && !allocation_fails() ? malloc(bytes) : 0;
   if (*data) pinned[(const uint8_t *)*data] = bytes;
   return *data ? cudaSuccess : cudaErrorMemoryAllocation;
 }
