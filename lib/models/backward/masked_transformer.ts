@@ -96,9 +96,12 @@ export class MaskedTransformerGradients extends ModelGradients<Call, Transformer
     const { kernels, config, parts } = this.model, { hiddenSize, vocabularySize, normEpsilon } = config;
     const call = this.callBehind("dlogits", dlogits, ({ rows }) => [rows.length, vocabularySize]);
     const count = call.rows.length;
-    const dy = this.take("logit gradient", count, vocabularySize);
-    dy.set(dlogits);
-    scaleInPlace(dy, config.logitScale);
+    let dy = dlogits as Floats;
+    if (config.logitScale !== 1) {
+      dy = this.take("logit gradient", count, vocabularySize);
+      dy.set(dlogits);
+      scaleInPlace(dy, config.logitScale);
+    }
     let gradient = this.take("hidden gradient", count, hiddenSize);
     const input = this.take("final", count, hiddenSize);
     this.linears.backward([[parts.head, dy]], input, gradient, call.groupsOfRows);

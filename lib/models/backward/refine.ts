@@ -248,10 +248,9 @@ function lossOfBatches<Batch>(refined: Refined<Batch>): (batch: Batch, backward:
   const wantedOf = (batch: Batch) => {
     const known = kept?.get(batch);
     if (known !== undefined) return known;
-    const own = refined.wanted(batch), copy = kept ? own.slice() : workspace.take("wanted", own.length);
-    copy.set(own);
-    kept?.set(batch, copy);
-    return copy;
+    // What is not kept is the full model's scratch: nobody else runs it until the next batch.
+    const own = refined.wanted(batch), copy = kept?.set(batch, own.slice()).get(batch);
+    return copy ?? own;
   };
   return (batch, backward) => {
     const wanted = wantedOf(batch), got = refined.got(batch);

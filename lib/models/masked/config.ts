@@ -68,7 +68,7 @@ export function maskedGradientCost(
   const inputs = (blocks + 1) * count * hiddenSize, widest = Math.max(hiddenSize, intermediateSize);
   const back = count * (4 * hiddenSize + 2 * width + 2 * keyValueWidth + 2 * intermediateSize + 2 * widest) +
     Math.max(count * widest, last * vocabularySize);
-  const ends = last * (2 * vocabularySize + 3 * hiddenSize);
+  const ends = last * ((config.logitScale === 1 ? 1 : 2) * vocabularySize + 3 * hiddenSize);
   const matrices = 2 * Math.min(MATRIX_ELEMENTS, hiddenSize * Math.max(widest, vocabularySize)) +
     Math.min(MATRIX_ELEMENTS / 4, hiddenSize * intermediateSize);
   const others = inputs + back + ends + matrices;
