@@ -251,7 +251,7 @@ function benchArguments(parsed: Options): BenchArguments {
     throw new UsageError("--model-size takes no --model: its weights are synthetic");
   }
   if (packed.length > 0 && (models.length !== 1 || suite.name !== "accuracy")) {
-    throw new UsageError("--packed needs one --model, and the suite accuracy");
+    throw new UsageError("--packed needs one --against MODEL (or --model), and the suite accuracy");
   }
   if (packed.length === 0 && values.against !== undefined) throw new UsageError("--against needs --packed");
   if (packed.length > 0) refuseIgnored(parsed, IGNORED_WITH_PACKED, "with --packed, which is quantized");

@@ -3,10 +3,10 @@
  * tables beside it as Parquet. A report is made from nothing else. A folder from elsewhere is checked like
  * any other untrusted file.
  */
-import { statSync } from "node:fs";
+import { existsSync, statSync } from "node:fs";
 import { basename, join, resolve } from "node:path";
 import type { Goal, Section, Skipped } from "../bench/suite.ts";
-import { FormatError } from "../errors.ts";
+import { CheckpointError, FormatError } from "../errors.ts";
 import { reading } from "../files/positional.ts";
 import { checkReplaceable, writeResult } from "../files/results.ts";
 import { makeFolder, quote } from "../files/whole.ts";
@@ -131,7 +131,14 @@ export async function readRun(folder: string): Promise<Run> {
 }
 
 function checkIsFolder(folder: string): void {
-  if (reading(folder, () => statSync(folder).isDirectory())) return;
+  if (reading(folder, () => statSync(folder).isDirectory())) {
+    if (existsSync(join(folder, RUN_FILE))) return;
+    throw new CheckpointError(
+      `Cannot read ${quote(folder)}: it must have ${RUN_FILE}, as a folder of quantize --report or bench ` +
+        "--report has, got none",
+      { path: folder },
+    );
+  }
   const message = `Cannot read ${quote(folder)}: a run must be a folder with ${RUN_FILE}, got a file`;
   throw new FormatError(message, { path: folder });
 }

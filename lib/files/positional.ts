@@ -82,10 +82,13 @@ export function reading<T>(path: string, run: () => T): T {
 
 /** A failed open or read of an input. */
 export function inputError(path: string, cause: unknown): CheckpointError {
-  const why = errorCode(cause) === "ENOENT"
+  const code = errorCode(cause);
+  const why = code === "ENOENT"
     ? lstatSync(path, { throwIfNoEntry: false })?.isSymbolicLink() === true
       ? "a link that leads nowhere: the file it stands for is missing, fetch the model again"
       : "no such file or folder"
+    : code === "EACCES" || code === "EPERM"
+    ? "no permission to read it: let its owner change that (chmod a+r, for a folder a+rx), or copy it"
     : cause instanceof Error
     ? cause.message
     : String(cause);

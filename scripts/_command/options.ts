@@ -215,7 +215,8 @@ function startOf(name: string): string {
   const own = name.replace(/^arrowquant(?: |$)|\.ts$/g, "");
   if (import.meta.url.startsWith("http")) return `deno run -A jsr:@arrowquant/arrowquant/cli ${own}`.trim();
   const isOfNpx = !name.endsWith(".ts") && environmentVariables(() => {})["npm_command"] === "exec";
-  if (!import.meta.url.endsWith(".ts") || isOfNpx) return `npx arrowquant ${own}`.trim();
+  const isInstalled = !import.meta.url.endsWith(".ts") || import.meta.url.includes("/node_modules/");
+  if (isInstalled || isOfNpx) return `npx arrowquant ${own}`.trim();
   const script = name.endsWith(".ts") ? name : `arrowquant.ts ${own}`.trim();
   return `${"Deno" in globalThis ? "deno run -A" : "bun run"} scripts/${script}`;
 }

@@ -151,7 +151,9 @@ describe("run folder", () => {
       "it must have all columns, lacks model, setting, kind",
     );
     mkdirSync(place("empty"));
-    expect(await message(readRun(place("empty")))).toContain("run.json");
+    expect(await message(readRun(place("empty")))).toContain(
+      "it must have run.json, as a folder of quantize --report",
+    );
     expect(await message(readRun(place("nowhere")))).toContain("nowhere");
     writeFileSync(place("file"), "");
     expect(await message(readRun(place("file")))).toContain(

@@ -175,6 +175,8 @@ describe("a model that does not fit", () => {
         ["bench.ts", ["--model", folder, "--out", out]],
       ] as const
     ) {
+      const started = performance.now();
+      run(script, ["--help"]);
       const began = performance.now();
       const { code, stdout, stderr } = run(script, args);
       expect([script, code]).toEqual([script, 6]);
@@ -184,7 +186,8 @@ describe("a model that does not fit", () => {
       expect(stderr).toContain("--ignore-memory");
       expect(stderr).not.toMatch(/^ +at /m);
       if (script === "generate.ts") expect(stdout).toBe("");
-      expect(performance.now() - began).toBeLessThan(30_000); // reading it would take hours
+      // Reading it would take hours; what a start takes now tells how busy the machine is.
+      expect(performance.now() - began).toBeLessThan(10_000 + 20 * (began - started));
     }
   });
 

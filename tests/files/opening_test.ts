@@ -5,7 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import { CheckpointError, ConfigError, OutputError } from "../../lib/errors.ts";
-import { openForReading } from "../../lib/files/positional.ts";
+import { inputError, openForReading } from "../../lib/files/positional.ts";
 import { makeFolder, readOwnText, writeWhole } from "../../lib/files/whole.ts";
 import { loadConfig } from "../../lib/config/mod.ts";
 import { readPuzzles } from "../../lib/eval/mod.ts";
@@ -86,4 +86,12 @@ describe("a path that cannot be written", () => {
     });
   }
   test("as a folder where a file is", () => expect(() => makeFolder(file)).toThrow(OutputError));
+});
+
+test("an input that may not be read is told so, with what to do, not by the system's code", () => {
+  for (const code of ["EACCES", "EPERM"]) {
+    const error = inputError("m.safetensors", Object.assign(new Error(`${code}: not permitted`), { code }));
+    expect(error.message).toMatch(/^Cannot open "m.safetensors": no permission to read it: .*chmod a\+r/);
+    expect(error.message).not.toContain(code);
+  }
 });

@@ -119,7 +119,7 @@ describe("bench.ts refuses options that would change nothing", () => {
     expect(refusal(...packed, "--megabytes", "3")).toContain(
       "--megabytes would change nothing in the suite accuracy",
     );
-    expect(refusal(...packed, "--model", "m")).toContain("--packed needs one --model");
+    expect(refusal(...packed, "--model", "m")).toContain("--packed needs one --against MODEL");
     expect(refusal("--against", "m")).toContain("--against needs --packed");
   });
 
