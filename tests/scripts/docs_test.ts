@@ -1,7 +1,7 @@
 import { afterAll, describe, expect, test } from "bun:test";
-import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { parseConfig } from "../../lib/config/mod.ts";
 import { runProgram } from "../../scripts/_command/run_program.ts";
 import { shellBlocks, wrongCommands } from "../../scripts/docs.ts";
@@ -149,4 +149,34 @@ describe("release.ts", () => {
       true,
     ]);
   });
+});
+
+/** A document's text without its blocks of code. */
+const proseOf = (path: string) => readFileSync(join(ROOT, path), "utf8").replace(/^```[^]*?^```/gm, "");
+
+/** The names by which links find a document's headings, as GitHub makes them. */
+function anchorsOf(path: string): Set<string> {
+  const found = new Set<string>();
+  for (const [, heading] of proseOf(path).matchAll(/^#+ (.*)$/gm)) {
+    const text = heading!.replace(/`/g, "").replace(/\[([^\]]*)\]\([^)]*\)/g, "$1").trim().toLowerCase();
+    const name = text.replace(/[^\p{L}\p{N}_ -]/gu, "").replaceAll(" ", "-");
+    let own = name;
+    for (let count = 1; found.has(own); count++) own = `${name}-${count}`;
+    found.add(own);
+  }
+  return found;
+}
+
+test("links of documents lead to files and headings that are there", () => {
+  const documents = readdirSync(join(ROOT, "docs")).filter((name) => name.endsWith(".md"));
+  const broken = ["README.md", "CHANGELOG.md", ...documents.map((name) => `docs/${name}`)].flatMap((path) =>
+    [...proseOf(path).matchAll(/\]\(([^)\s]+)\)/g)].map(([, link]) => link!).filter((link) => {
+      if (/^\w+:/.test(link)) return false;
+      const [file, anchor] = link.split("#") as [string, string?];
+      const target = file === "" ? path : join(dirname(path), file);
+      if (!existsSync(join(ROOT, target))) return true;
+      return anchor !== undefined && target.endsWith(".md") && !anchorsOf(target).has(anchor);
+    }).map((link) => `${path}: ${link}`)
+  );
+  expect(broken).toEqual([]);
 });
