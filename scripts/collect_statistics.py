@@ -556,6 +556,9 @@ def parts_of(name: str, linear: dict[str, torch.nn.Linear]) -> list[str]:
 def merged_weight(module: torch.nn.Linear, adapter: torch.nn.Module | None) -> torch.Tensor:
     """A layer's weight with the LoRAs that run beside it, as a checkpoint has it into which they are merged."""
     weight = module.weight
+    offloaded = getattr(getattr(module, "_hf_hook", None), "weights_map", None)
+    if weight.is_meta and offloaded is not None:
+        weight = offloaded["weight"]  # of accelerate's offload, which brings it before the layer runs
     if adapter is None or adapter.merged or adapter.disable_adapters or not weight.is_floating_point():
         return weight
     deltas = [adapter.get_delta_weight(each) for each in adapter.active_adapters if each in adapter.scaling]

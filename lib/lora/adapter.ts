@@ -82,6 +82,11 @@ const OTHER_KINDS: readonly (readonly [what: string, pattern: RegExp])[] = [
   ["LoHa", /(?:^|[._])hada_[wt]\d/],
   ["LoKr", /(?:^|[._])lokr_[wt]\d/],
   ["OFT", /(?:^|[._])oft_(?:blocks|diag|r)(?:[._]|$)/],
+  ["BOFT", /(?:^|[._])boft_[Rs](?:[._]|$)/],
+  ["GLoRA", /\.[ab][12]\.weight$/],
+  ["IA3", /\.on_input$|(?:^|[._])ia3_l(?:[._]|$)/],
+  ["T-LoRA", /\.(?:[qp]_layer\.weight|lambda_layer)$/],
+  ["VeRA", /(?:^|[._])vera_(?:lambda|A|B)(?:[._]|$)/],
   ["a LoRA of an embedding", /(?:^|[._])lora_embedding_[AB](?:[._]|$)/],
   ["a LoRA of a decomposed convolution", /(?:^|[._])lora_mid(?:[._]|$)/],
 ];

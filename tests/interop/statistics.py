@@ -441,6 +441,13 @@ def fused(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
+def offloaded(model: torch.nn.Module) -> torch.nn.Module:
+    """Weights that accelerate brings to the device layer by layer."""
+    import accelerate
+
+    return accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+
+
 def difference(one: Path, other: Path) -> list[str]:
     """Entries of two files of statistics that are not nearly equal, and those that one of them alone has."""
     mine, its = load_file(one), load_file(other)
@@ -457,7 +464,7 @@ def wrapped(folder: str) -> dict[str, list[str]]:
     compiled = lambda model: torch.compile(model, backend="eager")
     kinds = dict(compiled=(compiled, plain), in_place=(in_place, plain), by_blocks=(by_blocks, plain),
                  parallel=(torch.nn.DataParallel, plain), hands_on=(HandsOn, plain), fused=(fused, plain),
-                 adapted=(adapted, merged))
+                 offloaded=(offloaded, plain), adapted=(adapted, merged))
     for name, makers in kinds.items():
         for maker, file in zip(makers, (root / f"{name}.safetensors", root / "plain.safetensors")):
             torch.manual_seed(9)

@@ -276,7 +276,16 @@ describe("docs/statistics.md", () => {
     const python = readersPython(), folder = place.fresh("wrapped");
     if (python === undefined) return;
     mkdirSync(folder);
-    const kinds = ["compiled", "in_place", "by_blocks", "parallel", "hands_on", "fused", "adapted"];
+    const kinds = [
+      "compiled",
+      "in_place",
+      "by_blocks",
+      "parallel",
+      "hands_on",
+      "fused",
+      "offloaded",
+      "adapted",
+    ];
     expect(await runReader(python, SCRIPT, ["wrapped", folder])).toEqual(
       Object.fromEntries(kinds.map((kind) => [kind, []])),
     );

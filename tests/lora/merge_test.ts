@@ -588,6 +588,15 @@ describe("refuses with nothing written", () => {
     ["DoRA", { [A]: down, [B]: up, "layers.0.a.lora_magnitude_vector": scalar(1) }, /got DoRA/],
     ["LoHa", { "layers.0.a.hada_w1_a": down }, /got LoHa/],
     ["LoKr", { "layers.0.a.lokr_w1": down }, /got LoKr/],
+    // names as LyCORIS and PEFT save them, beside a LoRA of another module
+    [
+      "GLoRA",
+      { [A]: down, [B]: up, "layers.0.b.a1.weight": down },
+      /got GLoRA in "layers\.0\.b\.a1\.weight"/,
+    ],
+    ["IA3", { [A]: down, [B]: up, "layers.0.b.on_input": down }, /got IA3/],
+    ["T-LoRA", { [A]: down, [B]: up, "layers.0.b.q_layer.weight": down }, /got T-LoRA/],
+    ["VeRA", { [A]: down, [B]: up, "layers.0.b.vera_lambda_d": down }, /got VeRA/],
     [
       "no LoRA",
       { "layers.0.a.weight": down },
