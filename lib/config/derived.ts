@@ -2,6 +2,7 @@
 import { compilePattern } from "./patterns.ts";
 import {
   CALIBRATED_SOLVERS,
+  CODED_SCALE_BITS,
   type LayerBits,
   OFFSET_BITS,
   type ScaleBits,
@@ -81,10 +82,14 @@ export function isSensitiveLayer(config: Config, tensor: string): boolean {
 
 const layerName = (tensor: string): string => tensor.replace(/\.weight$/, "");
 
+/** Whether uniform codes have one level of scales: scales of trellis codes alone are coded in their own way. */
+export const hasPlainScales = ({ scaleBits }: Pick<Config, "scaleBits">): boolean =>
+  scaleBits === 16 || scaleBits === CODED_SCALE_BITS;
+
 /** How a configuration stores the scales of a packed matrix; offsets count as scales of their own. */
 export function storedScales(
   { zeroPoint, scaleBits }: Pick<Config, "zeroPoint" | "scaleBits">,
 ): { readonly zeroPoint: ZeroPointKind; readonly scaleBits: ScaleBits | undefined } {
   if (zeroPoint === "offset") return { zeroPoint: "real", scaleBits: OFFSET_BITS };
-  return { zeroPoint, scaleBits: scaleBits === 16 ? undefined : scaleBits };
+  return { zeroPoint, scaleBits: hasPlainScales({ scaleBits }) ? undefined : scaleBits };
 }

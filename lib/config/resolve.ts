@@ -134,7 +134,9 @@ function fitGroups(effective: Map<string, Given>): void {
   const target = of("target").value as string | null, asked = of("target_type").value as string | null;
   const type = target === null ? undefined : asked ?? TARGETS[target]!.types[bits];
   if (type !== undefined) set(GRIDS[type]!.usual ?? GRIDS[type]!.groupSize, "target");
-  else if (of("scale_bits").value !== 16) set(defaultTwoLevelGroupSize(bits), "scale_bits");
+  else if (![3, 16].includes(of("scale_bits").value as number)) {
+    set(defaultTwoLevelGroupSize(bits), "scale_bits");
+  }
 }
 
 function readDocument(document: unknown, source: string, problems: ConfigProblem[]): Map<string, Given> {

@@ -82,8 +82,10 @@ export const moduleOf = (name: string): string => name.replace(/\.weight$/, "");
 export function gridText({ bits, groupSize, scaleBits, zeroPointKind, codes }: PackedLayer): string {
   const scales = scaleBits === undefined
     ? `${zeroPointKind} zero points`
+    : codes === "trellis"
+    ? "trellis codes"
     : scaleBits === 16
-    ? codes === "trellis" ? "trellis codes" : "offsets"
+    ? "offsets"
     : `two-level scales of ${scaleBits} bits`;
   return `${bits} bits, groups of ${groupSize === 0 ? "a whole row" : groupSize}, ${scales}`;
 }

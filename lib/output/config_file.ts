@@ -12,6 +12,7 @@ import {
   SECTION_KEY,
   TRELLIS_FORMAT_VERSION,
 } from "../quant/packed/checkpoint.ts";
+import { OFFSET_BITS } from "../quant/packed/layout.ts";
 import type { FloatDtype } from "../tensor/mod.ts";
 import type { LayerRecord } from "./record.ts";
 
@@ -42,7 +43,8 @@ export function quantizationConfig(
       bits: layer.bits!,
       group_size: layer.groupSize!,
       zero_point: layer.zeroPoint === kind ? undefined : layer.zeroPoint,
-      ...(layer.codes === "trellis" ? { codes: layer.codes } : { scale_bits: layer.scaleBits }),
+      ...(layer.codes === "trellis" ? { codes: layer.codes } : {}),
+      scale_bits: layer.codes === "trellis" && layer.scaleBits === OFFSET_BITS ? undefined : layer.scaleBits,
       dtype: layer.dtype as FloatDtype,
     }])),
   };

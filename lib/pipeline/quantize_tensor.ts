@@ -27,6 +27,8 @@ import {
   packZeroPoints,
   shapeEntry,
 } from "../quant/packed/entries.ts";
+import { CODED_SCALE_BITS, halves, linesOf } from "../quant/packed/layout.ts";
+import { codesOnGrid, packScaleCodes } from "../quant/packed/scale_codes.ts";
 import { BYTES_PER_ELEMENT, type FloatDtype, isFloatDtype } from "../tensor/mod.ts";
 import { quote } from "../files/whole.ts";
 import { formatOf, type PlanRow } from "../plan/plan.ts";
@@ -230,11 +232,16 @@ async function storeRows(task: Task, bits: BitWidth, solved?: PackedTensor): Pro
     format = formatOf(row, bits);
   const names = packedNames(name, form), groups = groupCount(cols, groupSize);
   const dtype = row.dtype as FloatDtype, rowBytes = cols * BYTES_PER_ELEMENT[dtype];
-  const step = rowsPerChunk(cols, BYTES_PER_ELEMENT[dtype]);
+  const isCoded = scaleBits === CODED_SCALE_BITS, unit = rowsPerChunk(cols, BYTES_PER_ELEMENT[dtype]);
+  // Coded scales share one grid.
+  const step = isCoded && solved === undefined ? rows : unit;
   // For layers without calibration, and for solved ones that missed min_accuracy.
   const solver = weightSolver(config, { bits, scaleBits });
   // A word of integer zero points spans rows of several chunks: they are few enough to wait for the end.
   const integers = zeroPoint === "integer" ? new Uint8Array(rows * groups) : undefined;
+  // So do coded scales, whose stream has no rows.
+  const coded = isCoded ? new Uint8Array(rows * groups) : undefined;
+  let grid = new Float16Array(0);
   sink.begin(packedTensorSpecs(name, form));
   let statistics: ErrorStatistics | undefined;
   for (let begin = 0; begin < rows; begin += step) {
@@ -254,12 +261,20 @@ async function storeRows(task: Task, bits: BitWidth, solved?: PackedTensor): Pro
       const { buffer, byteOffset, length } = part.zeroPoint!;
       integers.set(new Float16Array(buffer, byteOffset, length), begin * groups);
     }
+    if (coded !== undefined && part.scaleBits !== undefined) {
+      grid = Float16Array.from(part.scaleGrid!);
+      coded.set(codesOnGrid(halves(linesOf(part)[0]), part.scaleGrid!), begin * groups);
+    }
     // The sink has compared these bytes with those read back, so this is the error of what is stored.
     const ofChunk = packedErrorStatistics(kernels, weights, part);
     statistics = statistics === undefined ? ofChunk : addStatistics(statistics, ofChunk);
     await sink.advance(count * cols, data.length);
   }
   if (integers !== undefined) sink.write(names.zeroPoint!, packZeroPoints(integers, rows, groups, bits));
+  if (coded !== undefined) {
+    sink.write(names.subScale!, packScaleCodes(coded));
+    sink.write(names.superScale!, grid);
+  }
   sink.write(names.shape, shapeEntry(form));
   return statistics!;
 }

@@ -16,6 +16,7 @@ import {
 } from "../config/mod.ts";
 import {
   type BitWidth,
+  CODED_SCALE_BITS,
   type GroupSize,
   matrixSizes,
   MAX_MOMENT_COLS,
@@ -215,7 +216,7 @@ function rowPlanner(context: RuleContext, bitPlan?: BitPlan): (info: TensorInfo,
     const { name, shape, dtype, byteLength } = info, kept = keptBy(info);
     const own = kept === undefined ? fitTarget(info, formOf(info), config) : { reason: kept, ...NOT_PACKED };
     // Tables of tokens are not searched for.
-    const form = isTokenTable(own) ? own : { ...own, ...codesOf(own, shape.at(-1)!, config) };
+    const form = isTokenTable(own) ? own : { ...own, ...codesOf(own, shape.at(-1)!, config, shape.length) };
     const { bits, groupSize, zeroPoint, scaleBits } = form, sizes = matrixSizes(shape);
     const common = { name, file, shape, dtype, bytesBefore: byteLength };
     if (bits === undefined) return { ...common, action: "keep", ...form, bytesAfter: byteLength };
@@ -226,16 +227,18 @@ function rowPlanner(context: RuleContext, bitPlan?: BitPlan): (info: TensorInfo,
 
 /**
  * Codes that the configuration asks for, where a form of a layer's rows of `cols` weights can have them: of
- * few bits, with a zero point that is stored, in whose place an offset stands.
+ * few bits, with a zero point that is stored, in whose place an offset stands. Matrices of experts share no
+ * scales, so a stack of them has half floats.
  */
 export function codesOf(
   { bits, zeroPoint }: Pick<RowForm, "bits" | "zeroPoint">,
   cols: number,
-  { codes }: Pick<Config, "codes">,
+  { codes, scaleBits }: Pick<Config, "codes" | "scaleBits">,
+  dimensions: number = 2,
 ): Pick<WeightFormat, "scaleBits" | "codes"> | undefined {
   const isSearched = bits !== undefined && TRELLIS_BITS.includes(bits) && cols <= MAX_MOMENT_COLS;
   return codes === "trellis" && isSearched && zeroPoint === "real"
-    ? { scaleBits: OFFSET_BITS, codes }
+    ? { scaleBits: scaleBits === CODED_SCALE_BITS && dimensions === 2 ? scaleBits : OFFSET_BITS, codes }
     : undefined;
 }
 

@@ -2,6 +2,7 @@
 export {
   BIT_WIDTHS,
   type BitWidth,
+  CODED_SCALE_BITS,
   defaultTwoLevelGroupSize,
   GROUP_SIZES,
   groupCount,

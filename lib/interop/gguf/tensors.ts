@@ -65,7 +65,9 @@ function gridTypes(layer: PackedLayer): { readonly types: readonly GgmlType[]; r
     const { block } = GGML_TYPES[type], shared = scaleBits === undefined || scaleBits === 16 ? block : 16;
     if (fits && cols % block === 0 && groupSize % shared === 0) types.push(type);
   };
-  if (scaleBits === 16) add("Q4_1", bits <= 4 && codes === undefined);
+  if (codes !== undefined) {
+    // no type has them
+  } else if (scaleBits === 16) add("Q4_1", bits <= 4);
   else if (scaleBits !== undefined) {
     add("Q2_K", bits === 2 && scaleBits === 4);
     add("Q3_K", bits === 3 && scaleBits === 8);

@@ -30,12 +30,15 @@ import {
 import {
   BIT_WIDTHS,
   type BitWidth,
+  CODED_SCALE_BITS,
   CODES,
   type Codes,
   emptyLevels,
   GROUP_SIZES,
   groupCount,
   type GroupSize,
+  halves,
+  linesOf,
   matrixSizes,
   MAX_ROW_WEIGHTS,
   OFFSET_BITS,
@@ -47,10 +50,14 @@ import {
   superblockCount,
   TRELLIS_BITS,
   TWO_LEVEL_GROUP_SIZES,
+  type TwoLevelScales,
+  type TwoLevelTensor,
   ZERO_POINT_KINDS,
   type ZeroPointKind,
   zeroPointsOf,
 } from "./layout.ts";
+
+import { gridScales, isScaleGrid, unpackScaleCodes } from "./scale_codes.ts";
 
 /** Version of the layout and of the `arrowquant` section of config.json; a reader refuses a larger one. */
 export const FORMAT_VERSION = 1;
@@ -184,6 +191,9 @@ export function readPackedTensor(
     groupSize,
     packed: new Uint32Array(read(tensors.packed, words * 4)),
   };
+  if (scaleBits === CODED_SCALE_BITS) {
+    return { ...common, ...codedScales(checkpoint, layer, rowBegin, rowEnd) };
+  }
   if (scaleBits !== undefined) {
     const subBytes = subCodeBytes(cols, groupSize, scaleBits), superBytes = superblockCount(cols) * 2;
     const subScale = new Uint8Array(read(tensors.subScale!, subBytes));
@@ -213,6 +223,24 @@ export function readPackedTensor(
   return { ...common, zeroPointKind, scale, zeroPoint };
 }
 
+/** Scales and offsets of rows `[begin, end)` of a tensor whose scales are coded. */
+function codedScales(
+  checkpoint: Checkpoint,
+  { cols, groupSize, tensors }: PackedLayer,
+  begin: number,
+  end: number,
+): TwoLevelScales & Pick<TwoLevelTensor, "codes" | "scaleGrid"> {
+  const groups = groupCount(cols, groupSize), [from, to] = [begin * groups, end * groups];
+  const stored = checkpoint.read(tensors.superScale!);
+  const scaleGrid = [...halves(new Uint16Array(stored.buffer))] as [number, number];
+  const scales = gridScales(scaleGrid), bits = CODED_SCALE_BITS;
+  const bytes = checkpoint.read(tensors.subScale!, Math.floor(from * bits / 8), Math.ceil(to * bits / 8));
+  const codes = unpackScaleCodes(bytes, from, to);
+  const levels = emptyLevels({ rows: end - begin, cols, groupSize, scaleBits: OFFSET_BITS });
+  halves(linesOf(levels)[0]).set(Float64Array.from(codes, (code) => scales[code]!));
+  return { ...levels, codes: "trellis", scaleGrid };
+}
+
 function readSection(checkpoint: Checkpoint): PackedSection | undefined {
   const quantization = checkpoint.config?.[CONFIG_KEY];
   if (!isJsonObject(quantization) || quantization[SECTION_KEY] === undefined) return undefined;
@@ -238,14 +266,17 @@ function readSection(checkpoint: Checkpoint): PackedSection | undefined {
       if (version === FORMAT_VERSION) throw fail(`${key}.codes`, "absent in version 1", codes);
       checkMember(fail, `${key}.codes`, codes, CODES, ", or absent");
       const isTrellis = codes === "trellis";
-      if (isTrellis && scaleBits !== undefined) {
-        throw fail(`${key}.scale_bits`, "absent with trellis codes", scaleBits);
+      if (isTrellis && scaleBits !== undefined && scaleBits !== CODED_SCALE_BITS) {
+        throw fail(`${key}.scale_bits`, `${CODED_SCALE_BITS} or absent with trellis codes`, scaleBits);
       }
       if (isTrellis) checkMember(fail, `${key}.bits`, bits, TRELLIS_BITS, " with trellis codes");
     }
     checkMember(fail, `${key}.bits`, bits, BIT_WIDTHS);
-    if (scaleBits !== undefined) checkMember(fail, `${key}.scale_bits`, scaleBits, SCALE_BITS, ", or absent");
-    const groupSizes = scaleBits === undefined ? GROUP_SIZES : TWO_LEVEL_GROUP_SIZES;
+    const isCoded = codes === "trellis" && scaleBits !== undefined;
+    if (scaleBits !== undefined && !isCoded) {
+      checkMember(fail, `${key}.scale_bits`, scaleBits, SCALE_BITS, ", or absent");
+    }
+    const groupSizes = scaleBits === undefined || isCoded ? GROUP_SIZES : TWO_LEVEL_GROUP_SIZES;
     checkMember(fail, `${key}.group_size`, groupSize, groupSizes);
     if (own !== undefined) checkMember(fail, `${key}.zero_point`, own, ZERO_POINT_KINDS, ", or absent");
     for (const part of ["low_rank", "rotation"]) {
@@ -271,7 +302,7 @@ function checkLayer(
   sectionKind: ZeroPointKind,
 ): PackedLayer {
   const { bits, group_size: groupSize, dtype } = entry, isTrellis = entry.codes === "trellis";
-  const scaleBits = isTrellis ? OFFSET_BITS : entry.scale_bits;
+  const scaleBits = isTrellis ? entry.scale_bits ?? OFFSET_BITS : entry.scale_bits;
   const zeroPoint = scaleBits === undefined ? sectionKind : zeroPointsOf({ scaleBits });
   const names = packedNames(name, { zeroPoint, scaleBits });
   const fail = (part: string, reason: string) =>
@@ -302,6 +333,15 @@ function checkLayer(
   }
   const specs = packedTensorSpecs(name, { rows, cols, experts, bits, groupSize, zeroPoint, scaleBits });
   for (const spec of specs) check(spec.name, spec.dtype, spec.shape);
+  if (scaleBits === CODED_SCALE_BITS) {
+    const grid = [...halves(new Uint16Array(checkpoint.read(names.superScale!).buffer))] as [number, number];
+    if (!isScaleGrid(grid)) {
+      throw fail(
+        names.superScale!,
+        `must hold a scale above 0 and a ratio of at least 1, got [${grid.join(", ")}]`,
+      );
+    }
+  }
   const used = new Set<string | undefined>(Object.values(names));
   const unused = [name, ...allPackedNames(name)].filter((part) => !used.has(part));
   for (const extra of unused) {

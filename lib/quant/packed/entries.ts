@@ -18,11 +18,16 @@
  * with scales and offsets that are half floats by themselves (`scaleBits` 16):
  *             X.weight_scale       F16 [rows, groups]
  *             X.weight_offset      F16 [rows, groups]
+ *
+ * with coded scales of trellis codes (`scaleBits` 3):
+ *             X.weight_sub_scale   U8 [bytes]               one bit stream
+ *             X.weight_super_scale F16 [2]                  the first scale, and the ratio of each to the next
  * ```
  */
 import { BYTES_PER_ELEMENT, elementCount, type TensorSpec } from "../../tensor/mod.ts";
 import {
   type BitWidth,
+  CODED_SCALE_BITS,
   groupCount,
   OFFSET_BITS,
   type PackedForm,
@@ -32,6 +37,7 @@ import {
   subCodeBytes,
   superblockCount,
 } from "./layout.ts";
+import { scaleCodeBytes } from "./scale_codes.ts";
 
 /** End of the name of a packed tensor's codes. */
 export const PACKED_SUFFIX = "_packed";
@@ -57,16 +63,16 @@ export function packedNames(
   { zeroPoint, scaleBits }: Pick<PackedForm, "zeroPoint" | "scaleBits">,
 ): PackedNames {
   const isPlain = scaleBits === undefined, isOffset = scaleBits === OFFSET_BITS;
-  const hasLevels = !isPlain && !isOffset;
+  const isCoded = scaleBits === CODED_SCALE_BITS, hasLevels = !isPlain && !isOffset;
   const entry = (isThere: boolean, part: string) => isThere ? `${name}_${part}` : undefined;
   return {
     packed: name + PACKED_SUFFIX,
     scale: entry(isPlain, "scale"),
     zeroPoint: entry(isPlain && zeroPoint !== "symmetric", "zero_point"),
     subScale: isOffset ? `${name}_scale` : entry(hasLevels, "sub_scale"),
-    subMin: isOffset ? `${name}_offset` : entry(hasLevels, "sub_min"),
+    subMin: isOffset ? `${name}_offset` : entry(hasLevels && !isCoded, "sub_min"),
     superScale: entry(hasLevels, "super_scale"),
-    superMin: entry(hasLevels, "super_min"),
+    superMin: entry(hasLevels && !isCoded, "super_min"),
     shape: `${name}_shape`,
   };
 }
@@ -87,6 +93,7 @@ export function packedTensorSpecs(name: string, form: PackedForm): TensorSpec[] 
   const zeroPoints = zeroPoint === "integer"
     ? { dtype: "I32", shape: [zeroPointWords(rows, bits), groups] } as const
     : { dtype: "F16", shape: [rows, groups] } as const;
+  const isCoded = scaleBits === CODED_SCALE_BITS;
   const subCodes = scaleBits === OFFSET_BITS
     ? { dtype: "F16", shape: [rows, groups] } as const
     : { dtype: "U8", shape: [rows, subBytes] } as const;
@@ -94,9 +101,9 @@ export function packedTensorSpecs(name: string, form: PackedForm): TensorSpec[] 
     packed: { dtype: "I32", shape: [rows, packedWords(cols, bits)] },
     scale: { dtype: "F16", shape: [rows, groups] },
     zeroPoint: zeroPoints,
-    subScale: subCodes,
+    subScale: isCoded ? { dtype: "U8", shape: [scaleCodeBytes(rows * groups)] } : subCodes,
     subMin: subCodes,
-    superScale: { dtype: "F16", shape: [rows, supers] },
+    superScale: { dtype: "F16", shape: isCoded ? [2] : [rows, supers] },
     superMin: { dtype: "F16", shape: [rows, supers] },
     shape: { dtype: "I64", shape: [experts === undefined ? 2 : 3] },
   };
@@ -124,13 +131,14 @@ export const packedBytes = (form: PackedForm): number => specBytes(packedTensorS
 
 /**
  * Arrays to store for some rows of a packed tensor, entry by entry in the order of storage; without the shape
- * and integer zero points, which do not go by rows.
+ * and integer zero points and coded scales, which do not go by rows.
  */
 export function packedEntries(
   names: PackedNames,
   tensor: PackedTensor,
 ): [string, ArrayBufferView<ArrayBuffer>][] {
   if (tensor.scaleBits !== undefined) {
+    if (tensor.scaleGrid !== undefined) return [[names.packed, tensor.packed]];
     const { superScale, superMin } = names;
     return [
       [names.packed, tensor.packed],

@@ -13,11 +13,13 @@ import {
   SCALE_BITS,
   type ScaleBits,
   TRELLIS_BITS,
+  TRELLIS_SCALE_BITS,
   TWO_LEVEL_GROUP_SIZES,
   ZERO_POINT_KINDS,
   type ZeroPointKind,
 } from "../../config/names.ts";
 import { checkArray, checkCounts, checkMember } from "../../native/call.ts";
+import type { ScaleGrid } from "./scale_codes.ts";
 
 export * from "../../config/names.ts";
 
@@ -76,6 +78,8 @@ export interface TwoLevelTensor extends PackedCodes, TwoLevelScales {
    * offset`; `scaleBits` is 16, and groups have any size.
    */
   readonly codes?: Codes | undefined;
+  /** The grid on which the scales of trellis codes lie, where they are stored in few bits; offsets are 0. */
+  readonly scaleGrid?: ScaleGrid | undefined;
 }
 
 /** A packed matrix; `scaleBits` tells the two kinds apart. */
@@ -88,7 +92,7 @@ export interface WeightFormat {
   readonly zeroPoint: ZeroPointKind;
   /** Bits of the sub-codes of two-level scales, which need real zero points; undefined for plain ones. */
   readonly scaleBits?: ScaleBits | undefined;
-  /** Default `uniform`. Trellis codes have scales and offsets, `scaleBits` 16. */
+  /** Default `uniform`. Trellis codes have scales and offsets, `scaleBits` 16, or coded scales, 3. */
   readonly codes?: Codes | undefined;
 }
 
@@ -240,10 +244,10 @@ export function checkFormat(
   checkMember(doing, "codes", codes, CODES);
   checkMember(doing, "bits", bits, isTrellis ? TRELLIS_BITS : BIT_WIDTHS);
   checkMember(doing, "groupSize", groupSize, hasAnyGroup ? GROUP_SIZES : TWO_LEVEL_GROUP_SIZES);
-  if (isTrellis) checkMember(doing, "scaleBits of trellis codes", scaleBits, [OFFSET_BITS]);
+  if (isTrellis) checkMember(doing, "scaleBits of trellis codes", scaleBits, TRELLIS_SCALE_BITS);
   checkMember(doing, "zeroPoint", zeroPoint, ZERO_POINT_KINDS);
   if (scaleBits === undefined) return;
-  checkMember(doing, "scaleBits", scaleBits, SCALE_BITS);
+  if (!isTrellis) checkMember(doing, "scaleBits", scaleBits, SCALE_BITS);
   if (scaleBits !== 8) return checkMember(doing, "zeroPoint with two-level scales", zeroPoint, ["real"]);
   checkMember(doing, "zeroPoint with two-level scales of 8 bits", zeroPoint, ["symmetric"]);
   checkMember(doing, "bits with two-level scales of 8 bits", bits, [3, 8]);

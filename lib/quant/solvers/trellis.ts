@@ -18,6 +18,7 @@ import {
   type TwoLevelTensor,
   type WeightFormat,
 } from "../packed/layout.ts";
+import { gridOver, gridScales, nearestScale, type ScaleGrid } from "../packed/scale_codes.ts";
 import { quantize, type WeightSolver } from "../quantize.ts";
 import type { Weights } from "../weights.ts";
 import { NO_STEPS, searchMultiplyAdds, type Steps, trellisRatios } from "./effort.ts";
@@ -44,7 +45,8 @@ function tableOf(kernels: Kernels, bits: number): Float32Array<ArrayBuffer> {
 type Lines = Pick<Candidate, "scale" | "zeroPoint">;
 
 /** Scales and offsets of each group from the mean and the deviation of its weights, as half floats. */
-function startLines({ weights, rows, cols, bits, groupSize }: MomentProblem, ratio: number): Lines {
+function startLines(problem: MomentProblem, ratio: number): Lines {
+  const { weights, rows, cols, bits, groupSize, scaleBits } = problem, hasOffset = scaleBits === OFFSET_BITS;
   const groups = groupCount(cols, groupSize), size = groupSize === 0 ? cols : groupSize;
   const scale = new Float32Array(rows * groups), zeroPoint = new Float32Array(rows * groups);
   for (let i = 0; i < scale.length; i++) {
@@ -52,7 +54,7 @@ function startLines({ weights, rows, cols, bits, groupSize }: MomentProblem, rat
     const own = weights.subarray(at, at + Math.min(size, cols - begin));
     let sum = 0, squares = 0;
     for (const weight of own) sum += weight;
-    const mean = sum / own.length;
+    const mean = hasOffset ? sum / own.length : 0;
     for (const weight of own) squares += (weight - mean) ** 2;
     const wanted = ratio * Math.sqrt(squares / own.length) / TABLE_DEVIATIONS[bits]!;
     // A group of equal weights needs levels for what the half float of its mean leaves.
@@ -66,6 +68,27 @@ function startLines({ weights, rows, cols, bits, groupSize }: MomentProblem, rat
     throw new WeightsError(`Cannot solve a layer: weights must ${wrong}`);
   }
   return { scale, zeroPoint };
+}
+
+/** Parts of the median scale of groups below which a grid need not reach: such weights are next to nothing. */
+const LEAST_SCALE = 1 / 4;
+
+/** The largest scale of a grid: rounding its ratio leaves room below the largest half float. */
+const MOST_SCALE = 60000;
+
+/** The grid of coded scales on which all starts of a layer lie. */
+function gridOf(problem: MomentProblem): ScaleGrid {
+  const starts = startLines(problem, 1).scale.toSorted(), ratios = trellisRatios(problem.bits);
+  const least = Math.max(starts[0]!, starts[starts.length >> 1]! * LEAST_SCALE) * Math.min(...ratios);
+  const most = Math.min(Math.max(starts.at(-1)! * Math.max(...ratios), least), MOST_SCALE);
+  return gridOver(Math.min(Math.max(least, 2 ** -24), most), most);
+}
+
+/** Takes scales to the nearest of a grid, in place, and offsets to 0. */
+function toGrid({ scale, zeroPoint }: Lines, grid: ScaleGrid): void {
+  const scales = gridScales(grid);
+  for (let i = 0; i < scale.length; i++) scale[i] = scales[nearestScale(scales, scale[i]!)]!;
+  zeroPoint.fill(0);
 }
 
 /** The parts of a layer's arrays that hold rows `[begin, end)`. */
@@ -141,6 +164,7 @@ export function solveTrellis(problem: MomentProblem, { refinesEach, rounds, refi
   const all = trellisRatios(problem.bits),
     ratios = refinesEach ? all : all.slice(0, 1),
     count = ratios.length * passes;
+  const grid = problem.scaleBits === OFFSET_BITS ? undefined : gridOf(problem);
   let best: Candidate | undefined, firstObjective = NaN, done = 0;
   const part = (share: number): MomentProblem => ({
     ...problem,
@@ -148,10 +172,15 @@ export function solveTrellis(problem: MomentProblem, { refinesEach, rounds, refi
   });
   for (const ratio of ratios) {
     let found: Candidate | undefined, lines = startLines(problem, ratio);
+    if (grid !== undefined) toGrid(lines, grid);
     for (let pass = 0; pass < passes; pass++, done++) {
       const candidate = searchFrom(part(0.8), own, lines);
       if (done === 0) firstObjective = total(candidate.objective);
       settle(part(1), candidate, refit);
+      if (grid !== undefined && refit) {
+        toGrid(candidate, grid);
+        settle(part(1), candidate, false);
+      }
       if (found === undefined) found = candidate;
       else keepBetterRows(found, candidate);
       lines = found;
@@ -159,17 +188,22 @@ export function solveTrellis(problem: MomentProblem, { refinesEach, rounds, refi
     if (best === undefined) best = found;
     else keepBetterRows(best, found!);
   }
-  return { tensor: packedTrellis(problem, best!), objective: total(best!.objective), firstObjective };
+  return { tensor: packedTrellis(problem, best!, grid), objective: total(best!.objective), firstObjective };
 }
 
 /** A candidate as a packed tensor. */
-function packedTrellis(problem: MomentProblem, { codes, scale, zeroPoint }: Candidate): TwoLevelTensor {
+function packedTrellis(
+  problem: MomentProblem,
+  { codes, scale, zeroPoint }: Candidate,
+  scaleGrid: ScaleGrid | undefined,
+): TwoLevelTensor {
   const { kernels, rows, cols, bits, groupSize } = problem,
     shape = { rows, cols, groupSize, scaleBits: OFFSET_BITS } as const;
   const tensor = {
     ...{ rows, cols, bits, groupSize, codes: "trellis" as const },
     packed: packCodes(kernels, codes, rows, cols, bits),
     ...emptyLevels(shape),
+    ...(scaleGrid === undefined ? {} : { scaleGrid }),
   } as const satisfies TwoLevelTensor;
   const [scales, offsets] = linesOf(tensor);
   scales.set(halfBits(scale));
