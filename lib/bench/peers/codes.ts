@@ -19,9 +19,14 @@ const SEEDS = 5, QUICK_SEEDS = 2, REFINED_SEEDS = 3, IMAGES = 32, QUICK_IMAGES =
 /** The refinement of phase 3, of scales and of zero points or offsets. */
 const REFINED = { "thermodynamic.transition_optimization.enabled": true, enable_time_aware: false };
 
-/** What a seed measured of each kind of codes. */
+/** Codes that are measured: uniform ones, then those that are compared with them. */
+const FORMS = [{ codes: "uniform" }, { codes: "trellis" }, { codes: "trellis", scale_bits: 3 }] as const;
+
+/** What a seed measured of uniform codes and of trellis codes. */
 type Pair = {
   readonly seed: number;
+  /** Bits of the trellis codes' scales: half floats, or 3. */
+  readonly scaleBits: number;
   readonly bitsPerWeight: readonly [uniform: number, trellis: number];
   readonly distance: readonly [uniform: number, trellis: number];
   /** Geometric mean over layers of trellis / uniform. */
@@ -54,31 +59,35 @@ async function measureSetting(
   const refined = phase === undefined ? {} : REFINED, seeds = phase === undefined ? SEEDS : REFINED_SEEDS;
   for (let seed = first; seed < first + (quick ? QUICK_SEEDS : seeds); seed++) {
     const measured = [];
-    for (const codes of ["uniform", "trellis"] as const) {
-      context.progress(
-        `${nameOfPath(path)}, ${bit_width} bits, groups of ${group_size || "a row"}, seed ${seed}, ${codes}`,
-      );
+    // the gradients of the refinement know scales that are half floats
+    for (const form of phase === undefined ? FORMS : FORMS.slice(0, 2)) {
+      const where = `${nameOfPath(path)}, ${bit_width} bits, groups of ${
+        group_size || "a row"
+      }, seed ${seed}`;
+      context.progress(`${where}, ${Object.entries(form).map((pair) => pair.join(" ")).join(", ")}`);
       const keys = {
         ...calibrationKeys(path, quick),
         calibration_seed: seed,
         group_size,
         bit_width,
         layer_bit_widths: { ".": bit_width }, // no rule gives a layer more, whose codes would stay uniform
-        codes,
+        ...form,
         ...refined,
       };
       const found = await quantizedByPipeline(path, kernels, { ...keys, solver: "best" });
       measured.push({ ...found, distance: yardstick.measure(found.model).distance.value });
     }
-    const [uniform, trellis] = measured as [typeof measured[0], typeof measured[0]];
-    const ratios = trellis.layerErrors.map((error, i) => error / uniform.layerErrors[i]!);
-    pairs.push({
+    const [uniform, ...others] = measured as [typeof measured[0], ...typeof measured];
+    pairs.push(...others.map((own, i) => ({
       seed,
-      bitsPerWeight: [uniform.bitsPerWeight, trellis.bitsPerWeight],
-      distance: [uniform.distance, trellis.distance],
-      layerRatio: Math.exp(mean(ratios.map(Math.log))),
-      seconds: [uniform.seconds, trellis.seconds],
-    });
+      scaleBits: i === 0 ? 16 : 3,
+      bitsPerWeight: [uniform!.bitsPerWeight, own!.bitsPerWeight] as const,
+      distance: [uniform!.distance, own!.distance] as const,
+      layerRatio: Math.exp(
+        mean(own!.layerErrors.map((error, i) => Math.log(error / uniform!.layerErrors[i]!))),
+      ),
+      seconds: [uniform!.seconds, own!.seconds] as const,
+    })));
   }
   return pairs;
 }
@@ -103,11 +112,18 @@ async function measureModel(context: BenchContext, path: string): Promise<SuiteR
   const yardstick = withoutTasks(await yardstickOf(checkpoint, kernels, amounts));
   yardstick.measure(full);
   const rows: CodesRow[] = [], cells: Record<string, string | number>[] = [], goals: Goal[] = [];
-  for (const [width, groupSize] of bits.flatMap((b) => groupSizes.map((g) => [b, g] as const))) {
+  const settings = bits.flatMap((b) => groupSizes.map((g) => [b, g] as const)), all = [];
+  for (const [width, groupSize] of settings) {
     const pairs = await measureSetting(context, path, yardstick, width, groupSize);
+    const forms = Map.groupBy(pairs, ({ scaleBits }) => scaleBits);
+    for (const [scaleBits, own] of forms) all.push([width, groupSize, scaleBits, own] as const);
+  }
+  for (const [width, groupSize, scaleBits, pairs] of all) {
     const layers = ratioOf(pairs.map(({ layerRatio }) => layerRatio), seed);
     const distance = ratioOf(pairs.map(({ distance: [uniform, trellis] }) => trellis / uniform), seed);
-    const group = groupSize === 0 ? "row" : `g ${groupSize}`, title = DISTANCE_TITLES[yardstick.kind];
+    const scales = scaleBits === 16 ? "" : `, scales of ${scaleBits} bits`;
+    const group = (groupSize === 0 ? "row" : `g ${groupSize}`) + scales,
+      title = DISTANCE_TITLES[yardstick.kind];
     const of = (key: "bitsPerWeight" | "distance" | "seconds", which: 0 | 1) =>
       mean(pairs.map((pair) => pair[key][which]));
     cells.push({
@@ -125,7 +141,10 @@ async function measureModel(context: BenchContext, path: string): Promise<SuiteR
     for (const pair of pairs) {
       rows.push({ suite: "codes", model: name, bits: width, groupSize, measure: title, ...pair });
     }
-    for (const [what, ratio, wanted] of [["layer error", layers, 0.72], [title, distance, 0.75]] as const) {
+    const most = scaleBits === 16 ? [0.72, 0.75] as const : [1, 1] as const; // fewer bits: no worse is enough
+    for (
+      const [what, ratio, wanted] of [["layer error", layers, most[0]], [title, distance, most[1]]] as const
+    ) {
       goals.push({
         goal: `${name}, ${width} bits, ${group}: ${what} beside uniform codes`,
         wanted: `at most ${wanted} ×, interval below 1`,
