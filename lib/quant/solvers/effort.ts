@@ -69,10 +69,19 @@ export const NO_STEPS: Steps = {
 /** Multiply-adds in the time of a weight's search for trellis codes, beside half a pass. */
 export const searchMultiplyAdds = (bits: number): number => bits === 2 ? 16384 : 61440;
 
-/** Passes over a moment of blocks of so many columns, for each row, of solving for trellis codes. */
-export const trellisPasses = ({ rounds, refinesEach }: Steps, bits: number, block: number): number =>
+/** Passes over a moment in which codes of a trellis descend and their scales are fitted. */
+const SETTLING_PASSES = 5;
+
+/**
+ * Passes over a moment of blocks of so many columns, for each row, of solving for trellis codes; codes descend
+ * once more where scales are coded.
+ */
+export const trellisPasses = (
+  { rounds, refinesEach }: Steps,
+  { bits, block, isCoded }: { readonly bits: number; readonly block: number; readonly isCoded: boolean },
+): number =>
   (refinesEach ? trellisRatios(bits).length : 1) * Math.max(1, rounds) *
-  (searchMultiplyAdds(bits) / block + 5.5);
+  (searchMultiplyAdds(bits) / block + FEEDBACK_PASSES + (isCoded ? 2 : 1) * SETTLING_PASSES);
 
 /** Parts of the weights' deviation that scales of trellis codes start from, the best for most first. */
 export const trellisRatios = (bits: number): readonly number[] =>

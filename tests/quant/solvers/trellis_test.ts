@@ -1,6 +1,6 @@
 /** Trellis codes: solved, decoded by the format's own words, stored and read again. */
 import { afterAll, describe, expect, test } from "bun:test";
-import { readFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { resolveConfig } from "../../../lib/config/mod.ts";
 import { WeightsError } from "../../../lib/errors.ts";
@@ -68,24 +68,50 @@ const format = (groupSize: GroupSize, bits: 2 | 3 = 2) =>
 describe("trellis codes", () => {
   const ROWS = 24, COLS = 100, weights = gaussians(1, ROWS * COLS), moment = momentOf(COLS);
 
+  /** Σ Δ M Δᵀ in float64. */
+  const objectiveOf = (values: Float32Array) => {
+    let sum = 0;
+    for (let row = 0; row < ROWS; row++) {
+      const error = Array.from(
+        { length: COLS },
+        (_, k) => weights[row * COLS + k]! - values[row * COLS + k]!,
+      );
+      error.forEach((a, i) => error.forEach((b, j) => sum += a * moment.moment[i * COLS + j]! * b));
+    }
+    return sum;
+  };
+
   test("of 2 and 3 bits are solved to the same bytes everywhere, to less error than uniform codes", () => {
     for (const [groupSize, bits] of [[0, 2], [32, 2], [0, 3], [32, 3]] as const) {
       const problem = { weights, rows: ROWS, cols: COLS, moment, ...format(groupSize, bits) };
       const { tensor, objective, firstObjective } = solveLayer(scalar, "best", problem);
       const values = decode(tensor as TwoLevelTensor);
       expect(dequantize(kernels, tensor)).toEqual(values);
-      let wanted = 0;
-      for (let row = 0; row < ROWS; row++) {
-        const error = Array.from(
-          { length: COLS },
-          (_, k) => weights[row * COLS + k]! - values[row * COLS + k]!,
-        );
-        error.forEach((a, i) => error.forEach((b, j) => wanted += a * moment.moment[i * COLS + j]! * b));
-      }
-      expect(objective).toBeCloseTo(wanted, 2);
+      expect(objective).toBeCloseTo(objectiveOf(values), 2);
       expect(objective).toBeLessThan(firstObjective);
       const uniform = { ...problem, scaleBits: undefined, codes: undefined };
       expect(objective).toBeLessThan(0.9 * solveLayer(kernels, "best", uniform).objective);
+      for (const { name, kernels } of every) {
+        expect([name, solveLayer(kernels, "best", problem).tensor]).toEqual([name, tensor]);
+      }
+    }
+  });
+
+  test("have scales of a grid of eight and no offsets where those are coded, and still less error", () => {
+    for (const [groupSize, bits] of [[0, 2], [32, 2], [0, 3]] as const) {
+      const coded = { ...format(groupSize, bits), scaleBits: 3 } as const;
+      const problem = { weights, rows: ROWS, cols: COLS, moment, ...coded };
+      const { tensor, objective } = solveLayer(scalar, "best", problem), own = tensor as TwoLevelTensor;
+      const [first, ratio] = own.scaleGrid!;
+      const grid = Array.from({ length: 8 }, (_, i) => Math.f16round(first * ratio ** i));
+      expect([...halves(own.subScale)].filter((scale) => !grid.includes(scale))).toEqual([]);
+      expect(new Set(own.subScale).size).toBeGreaterThan(1);
+      expect([...halves(own.subMin)].filter((offset) => offset !== 0)).toEqual([]);
+      const values = decode(own);
+      expect(dequantize(kernels, tensor)).toEqual(values);
+      expect(objective).toBeCloseTo(objectiveOf(values), 2);
+      const uniform = { ...problem, scaleBits: undefined, codes: undefined };
+      expect(objective).toBeLessThan(solveLayer(kernels, "best", uniform).objective);
       for (const { name, kernels } of every) {
         expect([name, solveLayer(kernels, "best", problem).tensor]).toEqual([name, tensor]);
       }
@@ -168,6 +194,56 @@ describe("trellis codes", () => {
         codes: "lattice",
       }] as object[]
     ) expect(() => solveLayer(kernels, "best", { ...problem, ...wrong })).toThrow(RangeError);
+  });
+
+  test("with coded scales come back from a checkpoint, and say what they do not go with", async () => {
+    const name = "model.layers.0.mlp.up_proj.weight", head = `${name}_super_scale`;
+    const input = writeCheckpoint(place.fresh(), {
+      [name]: matrix(9, 70, gaussian(630, 2).map((w, i) => w * 1.1 ** (i % 9))),
+    });
+    const given = { codes: "trellis", bit_width: 2, scale_bits: 3, group_size: 32 };
+    const { config } = resolveConfig({ overrides: given }), output = place.fresh(), plain = place.fresh();
+    await quantizeCheckpoint({ kernels, input, output, config });
+    using checkpoint = openCheckpoint(output);
+    const layer = packedLayers(checkpoint).get(name)!;
+    // 9 rows of 3 groups: 81 bits of codes, two half floats, the shape
+    expect(layer).toMatchObject({
+      codes: "trellis",
+      scaleBits: 3,
+      bitsPerWeight: (9 * 5 * 4 + 11 + 4 + 16) * 8 / 630,
+    });
+    const [first, ratio] = halves(checkpoint.read(head)), stream = checkpoint.read(`${name}_sub_scale`);
+    const whole = readPackedTensor(checkpoint, layer) as TwoLevelTensor;
+    const scales = Array.from({ length: 27 }, (_, i) => {
+      const code = [0, 1, 2].reduce(
+        (sum, bit) => sum | (stream[3 * i + bit >> 3]! >> (3 * i + bit & 7) & 1) << bit,
+        0,
+      );
+      return Math.f16round(first! * ratio! ** code);
+    });
+    expect([...halves(whole.subScale)]).toEqual(scales);
+    expect(new Set(scales).size).toBeGreaterThan(4);
+    const part = readPackedTensor(checkpoint, layer, 4, 7);
+    expect(dequantize(kernels, part)).toEqual(decode(whole).slice(4 * 70, 7 * 70));
+    await dequantizeCheckpoint({ kernels, input: output, output: plain, dtype: "F32" });
+    using back = openCheckpoint(plain);
+    expect(new Float32Array(back.read(name).buffer)).toEqual(decode(whole));
+
+    const file = join(output, "model.safetensors"), bytes = readFileSync(file);
+    const data = 8 + bytes.readUInt32LE(0), header = JSON.parse(bytes.toString("utf8", 8, data));
+    bytes.set([0x00, 0x3c, 0x00, 0x38], data + header[head].data_offsets[0]); // 1, and a ratio of 0.5
+    writeFileSync(file, bytes);
+    using broken = openCheckpoint(output);
+    expect(() => packedLayers(broken)).toThrow(
+      /super_scale" must hold .* a ratio of at least 1, got \[1, 0.5\]/,
+    );
+
+    const refused = { "codes": "uniform", "target_bits_per_weight": 2.5 };
+    for (const [key, value] of Object.entries(refused)) {
+      expect(() => resolveConfig({ overrides: { ...given, solver: "best", [key]: value } })).toThrow(
+        /"scale_bits": got 3, expected 16/,
+      );
+    }
   });
 
   test("come back from a checkpoint of format version 3", async () => {
