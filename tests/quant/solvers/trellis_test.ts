@@ -223,6 +223,10 @@ describe("trellis codes", () => {
     });
     expect([...halves(whole.subScale)]).toEqual(scales);
     expect(new Set(scales).size).toBeGreaterThan(4);
+    using source = openCheckpoint(input);
+    const weights = { data: source.read(name), dtype: source.tensors.get(name)!.info.dtype as "F32" };
+    const wanted = { ...format(32), scaleBits: 3, solver: "clip" } as const;
+    expect(whole).toEqual(quantizeByWeights(kernels, weights, 9, 70, wanted) as TwoLevelTensor);
     const part = readPackedTensor(checkpoint, layer, 4, 7);
     expect(dequantize(kernels, part)).toEqual(decode(whole).slice(4 * 70, 7 * 70));
     await dequantizeCheckpoint({ kernels, input: output, output: plain, dtype: "F32" });
