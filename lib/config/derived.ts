@@ -82,7 +82,7 @@ export function isSensitiveLayer(config: Config, tensor: string): boolean {
 
 const layerName = (tensor: string): string => tensor.replace(/\.weight$/, "");
 
-/** Whether uniform codes have one level of scales: scales of trellis codes alone are coded in their own way. */
+/** Whether uniform codes have one level of scales: coded ones are those of trellis codes alone. */
 export const hasPlainScales = ({ scaleBits }: Pick<Config, "scaleBits">): boolean =>
   scaleBits === 16 || scaleBits === CODED_SCALE_BITS;
 

@@ -55,7 +55,7 @@ export const TRELLIS_BITS: readonly BitWidth[] = [2, 3];
 /** Bits of the sub-codes of two-level scales; 16: half floats, a scale and an offset a group. */
 export type ScaleBits = 3 | 4 | 6 | 8 | 16;
 export const SCALE_BITS: readonly ScaleBits[] = [4, 6, 8, 16];
-/** The {@linkcode ScaleBits} of trellis codes whose scales are codes into eight half floats, without offsets. */
+/** The {@linkcode ScaleBits} of trellis codes whose scales are one of eight half floats, without offsets. */
 export const CODED_SCALE_BITS = 3;
 /** The {@linkcode ScaleBits} of grids `w = scale · code + offset` whose two numbers are half floats. */
 export const OFFSET_BITS = 16;

@@ -73,8 +73,8 @@ export const searchMultiplyAdds = (bits: number): number => bits === 2 ? 16384 :
 const SETTLING_PASSES = 5;
 
 /**
- * Passes over a moment of blocks of so many columns, for each row, of solving for trellis codes; codes descend
- * once more where scales are coded.
+ * Passes over a moment of blocks of so many columns, for each row, of solving for trellis codes; codes
+ * descend once more where scales are coded.
  */
 export const trellisPasses = (
   { rounds, refinesEach }: Steps,

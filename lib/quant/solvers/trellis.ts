@@ -70,7 +70,7 @@ function startLines(problem: MomentProblem, ratio: number): Lines {
   return { scale, zeroPoint };
 }
 
-/** Parts of the median scale of groups below which a grid need not reach: such weights are next to nothing. */
+/** Part of the median scale of groups below which a grid need not reach: such weights are negligible. */
 const LEAST_SCALE = 1 / 4;
 
 /** The largest scale of a grid: rounding its ratio leaves room below the largest half float. */
