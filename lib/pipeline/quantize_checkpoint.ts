@@ -14,6 +14,7 @@ import { checkOutput } from "../output/output_folder.ts";
 import type { PhaseResult } from "../phases/mod.ts";
 import type { SolvedModel } from "../solve/candidates.ts";
 import { quantizedByWeights } from "../solve/by_weights.ts";
+import { releaseMemory } from "../quant/array_memory.ts";
 import { checkPaths, type CheckpointRun } from "./checkpoint_run.ts";
 import { checkOneCandidate, readsStatistics, teamOf } from "./sharded_run.ts";
 import { shardFolder } from "../output/shard_folders.ts";
@@ -70,6 +71,7 @@ export async function quantizeCheckpoint(given: QuantizeCheckpointOptions): Prom
   const { shard } = given, folder = shard && shardFolder(shard);
   const options = folder === undefined ? given : { ...given, output: join(given.output, folder) };
   if (options.dryRun) return await planOnly(options);
+  using _memory = { [Symbol.dispose]: releaseMemory };
   using run = openRun(options);
   const first = await firstPlan(run);
   const request = await requestOutput(run, first, options);

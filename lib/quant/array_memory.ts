@@ -8,6 +8,34 @@ export function giveBack(...arrays: readonly (ArrayBufferView<ArrayBuffer> | und
   for (const array of arrays) if (array?.buffer.detached === false) array.buffer.transfer(0);
 }
 
+/** Most memory that is set aside: new pages of it take a tenth of the time of 4-bit feedback. */
+const SPARE_BYTES = 2 ** 27;
+
+/** Memory that was set aside, the oldest first. */
+const spare: ArrayBuffer[] = [];
+
+/** As {@linkcode giveBack}, but the memory is kept for arrays of the same size that soon follow. */
+export function setAside(...arrays: readonly ArrayBufferView<ArrayBuffer>[]): void {
+  for (const { buffer } of arrays) if (!buffer.detached) spare.push(buffer.transfer());
+  let bytes = spare.reduce((sum, { byteLength }) => sum + byteLength, 0);
+  while (bytes > SPARE_BYTES) {
+    const oldest = spare.shift()!;
+    bytes -= oldest.byteLength;
+    oldest.transfer(0);
+  }
+}
+
+/** Memory of so many bytes, with whatever was in it: set aside before, or new. */
+export function takeMemory(byteLength: number): ArrayBuffer {
+  const at = spare.findIndex((own) => own.byteLength === byteLength);
+  return at < 0 ? new ArrayBuffer(byteLength) : spare.splice(at, 1)[0]!;
+}
+
+/** Gives all memory back that was set aside. */
+export function releaseMemory(): void {
+  for (const own of spare.splice(0)) own.transfer(0);
+}
+
 /**
  * Doubles rounded to float32, in their own memory; half of it is given back.
  *

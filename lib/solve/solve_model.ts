@@ -17,7 +17,7 @@ import { CalibrationError, WeightsError } from "../errors.ts";
 import type { Blockwise, LinearLayer, Matrix, ModelLayers, Stage } from "../models/mod.ts";
 import type { Kernels } from "../native/mod.ts";
 import type { DenseMatrix } from "../models/layers/linear.ts";
-import { giveBack, narrowed } from "../quant/array_memory.ts";
+import { giveBack, narrowed, setAside } from "../quant/array_memory.ts";
 import { convertFloats, findNonfinite, LAYER_SOLVERS, quantizeByWeights } from "../quant/mod.ts";
 import type { InputMoments } from "../quant/solvers/moments.ts";
 import { MomentSums, type PartPlace } from "../quant/solvers/moment_sums.ts";
@@ -441,7 +441,7 @@ class ModelSolver<Batch> {
       formats: stage.formats,
     });
     const isNarrow = moments.second !== gathered.moments.second;
-    if (isNarrow && isFresh) giveBack(gathered.moments.second);
+    if (isNarrow && isFresh) setAside(gathered.moments.second);
     return { ...gathered, moments, isOwn: isNarrow || isFresh };
   }
 

@@ -1,5 +1,6 @@
 /** Common parts of the files of time: time groups as a tensor, faults, and writing in one step. */
 import { FormatError } from "../errors.ts";
+import { giveBack, takeMemory } from "../quant/array_memory.ts";
 import { type Dtype, type SafetensorsFile, SafetensorsWriter, type TensorSpec } from "../tensor/mod.ts";
 import { maskRatioAxis, timestepAxis } from "./axis.ts";
 import { MAX_TIME_GROUPS, TimeGroups } from "./groups.ts";
@@ -41,6 +42,8 @@ export type TimeValues = InstanceType<typeof ARRAYS[TimeDtype]> & { readonly buf
 export interface TensorEntry {
   readonly spec: TensorSpec & { readonly dtype: TimeDtype };
   readonly values: () => ArrayBufferView<ArrayBuffer>;
+  /** Whether nothing else has the values: their memory is given back once they are written. */
+  readonly isFresh?: boolean | undefined;
 }
 
 /** Writes time groups and other tensors; an old file is replaced when it is whole. @throws {OutputError} */
@@ -61,9 +64,10 @@ export function writeTimeFile(
     metadata,
   });
   writer.add(specs);
-  for (const { spec, values } of entries) {
-    const { buffer, byteOffset, byteLength } = values();
+  for (const { spec, values, isFresh } of entries) {
+    const array = values(), { buffer, byteOffset, byteLength } = array;
     writer.write(spec.name, 0, new Uint8Array(buffer, byteOffset, byteLength));
+    if (isFresh === true) giveBack(array);
   }
   writer.finish();
 }
@@ -78,7 +82,11 @@ export function readValues(
 ): TimeValues {
   const info = file.tensors.get(name), texts = shapes.map((shape) => `[${shape.join(", ")}]`);
   const got = info && `[${info.shape.join(", ")}]`;
-  if (info?.dtype === dtype && texts.includes(got!)) return new ARRAYS[dtype](file.read(name).buffer);
+  if (info?.dtype === dtype && texts.includes(got!)) {
+    const memory = takeMemory(info.byteLength);
+    file.readInto(name, 0, new Uint8Array(memory));
+    return new ARRAYS[dtype](memory);
+  }
   const wanted = `${JSON.stringify(name)} must be ${dtype} ${texts.join(" or ")}`;
   throw malformed(`${wanted}, got ${info === undefined ? "none" : `${info.dtype} ${got}`}`, name);
 }

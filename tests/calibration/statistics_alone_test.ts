@@ -391,6 +391,23 @@ describe("statistics alone", () => {
     }
   });
 
+  test("moments that are read when they are asked for are the same each time, merged and written too", () => {
+    const paths = ["a", "b"].map((identity, i) => save(statistics(STAGES, { identity, seed: 20 + i })));
+    const mergedOf = (keptBytes?: number) => {
+      const [one, other] = paths.map((path) =>
+        readCalibrationStatistics(path, { fingerprint: "", checksAll: true }, keptBytes).statistics
+      );
+      return one!.merge(other!);
+    };
+    const kept = mergedOf(), read = mergedOf(0);
+    expect([kept.isFresh, read.isFresh]).toEqual([false, true]);
+    for (let time = 0; time < 2; time++) {
+      for (const layer of LAYERS) expect(read.moments(layer).second).toEqual(kept.moments(layer).second);
+    }
+    expect(readFileSync(save(read))).toEqual(readFileSync(save(kept)));
+    expect(read.moments(LAYERS[0]!).second).toEqual(kept.moments(LAYERS[0]!).second);
+  });
+
   test("moments too large to be kept are checked before work begins", () => {
     const path = withNumbers(save(statistics()), `${LAYERS[3]}.second`, 5, [NaN]);
     const read = (checksAll: boolean) => readCalibrationStatistics(path, { fingerprint: "", checksAll }, 0);

@@ -4,6 +4,7 @@
 import { WeightsError } from "../../errors.ts";
 import { type Doing, E_NONFINITE, E_RANGE, ZERO_POINT_NUMBERS } from "../../native/call.ts";
 import * as call from "../../native/functions.ts";
+import { takeMemory } from "../array_memory.ts";
 import { packCodes, unpackCodes } from "../codes.ts";
 import { groupCount, halfBits, halves, type OneLevelTensor, type PackedTensor } from "../packed/layout.ts";
 import { groupAffine } from "../packed/two_level.ts";
@@ -80,7 +81,8 @@ export function scalesOf(tensor: PackedTensor): GroupScales {
 /** Error feedback with given scales and zero points. */
 export function feedbackFrom(problem: MomentProblem, { scale, zeroPoint }: GroupScales): Candidate {
   const { kernels, rows, cols, bits, groupSize, moment: { block, factor, pivots, order } } = problem;
-  const codes = new Uint8Array(rows * cols), objective = new Float64Array(rows), groups = scale.length / rows;
+  const codes = new Uint8Array(takeMemory(rows * cols)); // all of them are written
+  const objective = new Float64Array(rows), groups = scale.length / rows;
   const work = workspace(kernels, cols, groupSize);
   inParts(problem, FEEDBACK_PASSES, (begin, end) => {
     const part = <A extends Float32Array | Float64Array | Uint8Array>(array: A, width: number) =>

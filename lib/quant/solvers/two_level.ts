@@ -2,7 +2,7 @@
  * Solving with two-level scales: several starts whose scales are fitted to two levels, each row from the one
  * that does best.
  */
-import { giveBack } from "../array_memory.ts";
+import { giveBack, setAside } from "../array_memory.ts";
 import { packCodes, unpackCodes } from "../codes.ts";
 import {
   levelsOf,
@@ -87,8 +87,8 @@ export function solveTwoLevel(problem: MomentProblem, steps: Steps): Solution {
   }
   const packed = packCodes(kernels, best.codes, rows, cols, bits);
   const tensor = { ...levels, rows, cols, bits, groupSize, packed };
+  setAside(best.codes);
   giveBack(
-    best.codes,
     best.scale,
     best.zeroPoint,
     ...scales.flatMap(({ scale, zeroPoint }) => [scale, zeroPoint]),

@@ -25,7 +25,7 @@
  */
 import { CalibrationError } from "../../errors.ts";
 import { momentElements } from "../../native/call_checks.ts";
-import { giveBack } from "../../quant/array_memory.ts";
+import { setAside } from "../../quant/array_memory.ts";
 import { SafetensorsFile } from "../../tensor/mod.ts";
 import { ActivationHistogram, HISTOGRAM_BINS } from "../activation_range.ts";
 import type { TimeGroups } from "../groups.ts";
@@ -262,7 +262,7 @@ function readInput(
     const moments = readMoments(file, spec, input, malformed);
     checkDiagonal(moments, tensor, input, malformed);
     if (isLoaded) {
-      giveBack(moments);
+      setAside(moments);
       continue;
     }
     statistics.takeMoments(name, spec.name === `${name}.second` ? "second" : "groupSecond", moments);

@@ -14,11 +14,11 @@ export function addTo<T extends Float32Array | Float64Array>(sums: T, more: Floa
   return sums;
 }
 
-/** Sum of moments, in double where both are. */
-export function added(first: Moments, second: Moments): Moments {
-  return first instanceof Float64Array && second instanceof Float64Array
-    ? addTo(first.slice(), second)
-    : addTo(asFloats(first).slice(), asFloats(second));
+/** Sum of moments, in double where both are. @param isFirst whether the first may become it */
+export function added(first: Moments, second: Moments, isFirst = false): Moments {
+  const isDouble = first instanceof Float64Array && second instanceof Float64Array;
+  const sums = isDouble ? first : asFloats(first);
+  return addTo(isFirst || sums !== first ? sums : sums.slice(), isDouble ? second : asFloats(second));
 }
 
 /** `sums += more`, and what rounding took is added to `low` (Knuth's two-sum). */

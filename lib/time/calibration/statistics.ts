@@ -8,6 +8,7 @@ import { findNonfinite } from "../../quant/convert.ts";
 import { CalibrationError } from "../../errors.ts";
 import type { Kernels } from "../../native/mod.ts";
 import { throwIfStopped } from "../../progress.ts";
+import { giveBack } from "../../quant/array_memory.ts";
 import { type InputMoments, MAX_MOMENT_COLS } from "../../quant/solvers/moments.ts";
 import { chunkPieces, pieceOf, type SpareChunks } from "../../quant/solvers/moment_sums.ts";
 import { ActivationHistogram } from "../activation_range.ts";
@@ -503,9 +504,13 @@ export class CalibrationStatistics {
       load: isLoaded
         ? (name, which) => {
           const [first, second] = [this, other].flatMap((own) => own.momentsOf(name, which) ?? []);
-          return second === undefined ? first! : added(first!, second);
+          if (second === undefined) return first!;
+          const sums = added(first!, second, this.isFresh);
+          if (other.isFresh) giveBack(second);
+          return sums;
         }
         : undefined,
+      isFresh: this.isFresh && other.isFresh,
     });
     merged.#isExact = this.#isExact && other.#isExact;
     for (const [name, own] of merged.inputs) {

@@ -43,7 +43,7 @@ export function entriesOf(
   name: string,
   input: InputStatistics,
   groups: number,
-  kind: Kind & Partial<Pick<CalibrationStatistics, "momentsOf">>,
+  kind: Kind & Partial<Pick<CalibrationStatistics, "momentsOf" | "isFresh">>,
 ): TensorEntry[] {
   const { cols, block = cols, histograms } = input;
   const shapes = {
@@ -63,6 +63,7 @@ export function entriesOf(
     spec: { name: `${name}.${part}`, dtype: kind.isExact ? "F64" : dtype, shape: shapes[part] },
     // Only now: it may have to be read.
     values: () => (key === "second" || key === "groupSecond" ? kind.momentsOf!(name, key) : input[key])!,
+    isFresh: kind.isFresh === true && (key === "second" || key === "groupSecond"),
   }));
   const range = () =>
     Float64Array.from(
