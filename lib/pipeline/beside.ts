@@ -85,8 +85,17 @@ export function filesBeside(checkpoint: Checkpoint, { onEvent }: RunOptions): Be
     return { copied, left };
   }
   // A pipeline draws only with its other components.
-  const components = Object.keys(readJsonFile(join(root, "model_index.json")));
-  for (const name of listing(root)) {
+  const parts = readJsonFile(join(root, "model_index.json")), components = Object.keys(parts);
+  const all = listing(root);
+  const absent = components.filter((name) => isPart(parts[name]) && !all.includes(name));
+  if (absent.length > 0) {
+    const names = absent.map(quote).join(", ");
+    onEvent?.({
+      kind: "warning",
+      message: `model_index.json names ${names}, which ${quote(root)} lacks, and so will the output`,
+    });
+  }
+  for (const name of all) {
     const path = join(root, name);
     if (name === subfolder || name === MANIFEST_FILE) continue;
     if (!(components.includes(name) || COMPONENT.test(name)) || !isFolder(lookAt, path)) {
@@ -103,6 +112,10 @@ export function filesBeside(checkpoint: Checkpoint, { onEvent }: RunOptions): Be
   }
   return { copied, left };
 }
+
+/** Whether an entry of model_index.json is a component: names of a library and of its class. */
+const isPart = (value: unknown): boolean =>
+  Array.isArray(value) && value.length === 2 && value.every((name) => typeof name === "string");
 
 const isModels = (name: string): boolean =>
   !NOT_OURS.test(name) && name !== SIDECAR_FILE &&

@@ -257,6 +257,27 @@ describe("a diffusers pipeline", () => {
     ]);
   });
 
+  test("that lacks a part which its index names is quantized, with a warning", async () => {
+    const input = pipeline(), warnings: string[] = [], index = join(input, "model_index.json");
+    const parts = JSON.parse(readFileSync(index, "utf8"));
+    writeFileSync(
+      index,
+      JSON.stringify({
+        ...parts,
+        text_encoder_2: ["transformers", "T5EncoderModel"],
+        safety_checker: [null, null],
+        requires_safety_checker: false,
+      }),
+    );
+    const onEvent = ({ kind, message }: RunEvent) => {
+      if (kind === "warning") warnings.push(message!);
+    };
+    await quantizeTo(place.fresh(), input, { onEvent });
+    expect(warnings.filter((text) => text.includes("model_index.json"))).toEqual([
+      `model_index.json names "text_encoder_2", which "${input}" lacks, and so will the output`,
+    ]);
+  });
+
   test("with two denoisers gets both quantized, in two runs", async () => {
     const input = pipeline(), first = place.fresh(), second = place.fresh();
     cpSync(join(input, "transformer"), join(input, "transformer_2"), { recursive: true });
