@@ -519,10 +519,11 @@ export function printSummary(report: RunReport, seconds: number): void {
   const head = ["layers", "tensors", "weights", "before", "after", "bits/weight"];
   print(formatCells([head, ...table], [1, 2, 3, 4, 5]));
   print("");
+  const family = report.modelKind === "unknown" ? plan.family ?? "unknown" : report.modelKind;
   const fallbacks = layers.filter(({ tried }) => tried !== undefined).length;
   const rate = tensorsResumed > 0 ? "" : `, ${(totals.weights / seconds / 1e6).toFixed(1)} M weights/s`;
   const facts: [label: string, value: string, isShown?: boolean][] = [
-    ["model", `${report.modelKind}, ${printable(report.input)} -> ${printable(report.output)}`],
+    ["model", `${family}, ${printable(report.input)} -> ${printable(report.output)}`],
     [
       "files",
       `${formatBytes(totals.fileBytesBefore)} -> ${dryRun ? "about " : ""}${
