@@ -1,4 +1,4 @@
-import { describe, expect, test } from "bun:test";
+import { afterAll, describe, expect, test } from "bun:test";
 import { cpSync, readFileSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -499,6 +499,7 @@ describe("models on a GPU", () => {
 
 describe("quantize.ts --backend cuda", () => {
   const place = workplace();
+  afterAll(place.remove);
   const quantized = (options: readonly string[], variables: Readonly<Record<string, string>> = {}) => {
     const output = place.fresh();
     const result = run("quantize.ts", [join(MODELS, "dream-mini"), output, ...options], variables);
@@ -517,38 +518,42 @@ describe("quantize.ts --backend cuda", () => {
   test("writes the folder that the CPU writes", async () => {
     const line = COMPUTES ? await deviceLine() : undefined;
     if (line === undefined) return;
-    try {
-      const solved = solving(), whole: string[] = [];
-      for (const options of [["--bits", "2", "--scale-bits", "4", "--solver", "clip"], solved]) {
-        const [gpu, cpu] = ["cuda", "cpu"].map((backend) => quantized([...options, "--backend", backend]));
-        expect([gpu!.code, gpu!.stdout.includes(line), cpu!.stdout.includes(line)]).toEqual([0, true, false]);
-        expect(differences(gpu!.output, cpu!.output)).toEqual([]);
-        whole.push(cpu!.output);
-      }
-      // The emulator's device can be made small, and be lost; a real one ignores this.
-      if (!line.includes("emulator")) return;
-      const cuda = [...solved, "--backend", "cuda"], small = quantized(cuda, { AQ_EMULATED_BYTES: "60000" });
-      expect(small.stdout + small.stderr).toMatch(/cuda: no room on the device for \w+: the CPU does it/);
-      expect([small.code, differences(small.output, whole[1]!)]).toEqual([0, []]);
-      const waiting = quantized(cuda, { AQ_EMULATED_PINNED: "0" }); // copies that do not overlap with work
-      expect([waiting.code, differences(waiting.output, whole[1]!)]).toEqual([0, []]);
-      const [failed, lost] = [{ AQ_EMULATED_COPIES: "100" }, { AQ_EMULATED_LAUNCHES: "100" }].map(
-        (variables) => {
-          const result = quantized(cuda, variables);
-          expect([result.code, result.stderr.match(/Cannot go on with the GPU: [^;]*/)?.[0]]).toEqual([
-            5,
-            "Cannot go on with the GPU: the device was lost",
-          ]);
-          return result;
-        },
-      );
-      expect(failed!.stderr).toContain("--resume");
-      const again = run("quantize.ts", [join(MODELS, "dream-mini"), lost!.output, ...cuda, "--resume"]);
-      expect([again.code, differences(lost!.output, whole[1]!)]).toEqual([0, []]);
-    } finally {
-      place.remove();
+    const solved = solving(), whole: string[] = [];
+    for (const options of [["--bits", "2", "--scale-bits", "4", "--solver", "clip"], solved]) {
+      const [gpu, cpu] = ["cuda", "cpu"].map((backend) => quantized([...options, "--backend", backend]));
+      expect([gpu!.code, gpu!.stdout.includes(line), cpu!.stdout.includes(line)]).toEqual([0, true, false]);
+      expect(differences(gpu!.output, cpu!.output)).toEqual([]);
+      whole.push(cpu!.output);
     }
-  }, 120_000);
+    // The emulator's device can be made small, and be lost; a real one ignores this.
+    if (!line.includes("emulator")) return;
+    const cuda = [...solved, "--backend", "cuda"], small = quantized(cuda, { AQ_EMULATED_BYTES: "60000" });
+    expect(small.stdout + small.stderr).toMatch(/cuda: no room on the device for \w+: the CPU does it/);
+    expect([small.code, differences(small.output, whole[1]!)]).toEqual([0, []]);
+    const waiting = quantized(cuda, { AQ_EMULATED_PINNED: "0" }); // copies that do not overlap with work
+    expect([waiting.code, differences(waiting.output, whole[1]!)]).toEqual([0, []]);
+    const [failed, lost] = [{ AQ_EMULATED_COPIES: "100" }, { AQ_EMULATED_LAUNCHES: "100" }].map(
+      (variables) => {
+        const result = quantized(cuda, variables);
+        expect([result.code, result.stderr.match(/Cannot go on with the GPU: [^;]*/)?.[0]]).toEqual([
+          5,
+          "Cannot go on with the GPU: the device was lost",
+        ]);
+        return result;
+      },
+    );
+    expect(failed!.stderr).toContain("--resume");
+    const again = run("quantize.ts", [join(MODELS, "dream-mini"), lost!.output, ...cuda, "--resume"]);
+    expect([again.code, differences(lost!.output, whole[1]!)]).toEqual([0, []]);
+  }, 240_000);
+
+  test("writes the trellis codes that the CPU writes", async () => {
+    if (!COMPUTES || await deviceLine() === undefined) return;
+    const options = [...solving(), "--codes", "trellis", "--effort", "low"];
+    const [gpu, cpu] = ["cuda", "cpu"].map((backend) => quantized([...options, "--backend", backend]));
+    expect([gpu!.code, cpu!.code, differences(gpu!.output, cpu!.output)]).toEqual([0, 0, []]);
+    expect(gpu!.stdout + gpu!.stderr).not.toContain("the CPU does it");
+  }, 240_000);
 });
 
 describe("bench.ts --suite kernels --backend cuda", () => {
