@@ -14,7 +14,7 @@ import {
 import { collectStatistics } from "../calibration/collect.ts";
 import { type PhaseContext, transitionsOf } from "./context.ts";
 import type { OutputSettings } from "./settings.ts";
-import { denseWeights } from "../solve/solve_model.ts";
+import { denseWeights } from "../solve/dense_weights.ts";
 
 /** Fewest samples of which a time group's moments are taken. */
 const MIN_SAMPLES = 2;

@@ -32,7 +32,7 @@ import { blockRuns, type RunsOptions, statisticsByRun } from "../calibration/col
 import { calibrationGroups } from "../calibration/saved_statistics.ts";
 import { HeldOutMeter } from "../calibration/held_out.ts";
 import type { MeasuredLayers } from "./measured_layers.ts";
-import { denseWeights } from "./solve_model.ts";
+import { denseWeights } from "./dense_weights.ts";
 
 /** Group sizes that a budget chooses from; 0 is a whole row. */
 const BUDGET_GROUP_SIZES: readonly GroupSize[] = [0, 128, 64, 32];

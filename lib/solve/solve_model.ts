@@ -4,29 +4,21 @@
  * and quantized go on side by side, from stage to stage. Memory beyond the model: the moments of one stage at
  * a time, and what the next stage reads.
  */
-import {
-  correctedTarget,
-  type FactoredMoment,
-  factorMoments,
-  typicalPower,
-} from "../quant/solvers/factored_moment.ts";
+import { correctedTarget, factorMoments, typicalPower } from "../quant/solvers/factored_moment.ts";
 import { readArrays, type WeightFormat } from "../quant/packed/layout.ts";
 import type { Solver } from "../config/names.ts";
 import type { SolverSettings } from "../quant/solvers/settings.ts";
 import { CalibrationError, WeightsError } from "../errors.ts";
-import type { Blockwise, LinearLayer, Matrix, ModelLayers, Stage } from "../models/mod.ts";
+import type { Blockwise, LinearLayer, Matrix, ModelLayers } from "../models/mod.ts";
 import type { Kernels } from "../native/mod.ts";
 import type { DenseMatrix } from "../models/layers/linear.ts";
-import { giveBack, narrowed, setAside } from "../quant/array_memory.ts";
-import { convertFloats, findNonfinite, LAYER_SOLVERS, quantizeByWeights } from "../quant/mod.ts";
-import type { InputMoments } from "../quant/solvers/moments.ts";
-import { MomentSums, type PartPlace } from "../quant/solvers/moment_sums.ts";
+import { giveBack, setAside } from "../quant/array_memory.ts";
+import { findNonfinite, LAYER_SOLVERS, quantizeByWeights } from "../quant/mod.ts";
 import { settingsFor } from "../quant/solvers/effort.ts";
 import { solveLayer } from "../quant/solvers/solve_layer.ts";
 import type { CalibrationStatistics } from "../time/mod.ts";
 import type { CalibrationSet } from "../calibration/mod.ts";
 import type { Solvable } from "../calibration/statistics/alone.ts";
-import { rowWeights } from "../calibration/collect.ts";
 import { expertLayer, partsWith } from "../calibration/statistics/expert_stacks.ts";
 import {
   chooseMoment,
@@ -38,15 +30,23 @@ import {
 } from "../calibration/moment_structure.ts";
 import { pause } from "../progress.ts";
 import { Workspace } from "../models/layers/workspace.ts";
+import { denseWeights } from "./dense_weights.ts";
+import { StageGathering } from "./gathering.ts";
 import { KeptArrays, type KeptArraysOptions } from "./kept_arrays.ts";
 import { joinedExperts, type SolvedExpert } from "./expert_stack.ts";
-import { type LayerInputs, targetOfInputs } from "./target_of_inputs.ts";
+import { targetOfInputs } from "./target_of_inputs.ts";
+import {
+  type Gathered,
+  known,
+  type LayerStage,
+  letGo,
+  ReadyInputs,
+  type StageInputs,
+  warnOfFewInputs,
+} from "./stage_inputs.ts";
 import { StagedRuns } from "./staged_runs.ts";
 import type { SolvedLayer } from "./solved_layers.ts";
 import type { Team } from "./team.ts";
-
-/** With fewer inputs a column solvers overfit the sample. */
-const INPUTS_PER_COLUMN = 4;
 
 export interface SolveOptions {
   readonly kernels: Kernels;
@@ -85,36 +85,6 @@ export interface SolveOptions {
   /** Bytes that the process may take: wide moments that do not fit are kept in blocks. Any by default. */
   readonly memoryBytes?: number | undefined;
   readonly signal?: AbortSignal | undefined;
-}
-
-/** A copy of a layer's weights as float32, row-major. @param given where it goes; default a new array */
-export function denseWeights(
-  kernels: Kernels,
-  { weights, name }: LinearLayer,
-  given?: Float32Array<ArrayBuffer>,
-): Float32Array<ArrayBuffer> {
-  if ("packed" in weights) {
-    throw new CalibrationError(
-      `Cannot solve ${JSON.stringify(name)}: its weights must be plain, got packed ones`,
-      {
-        tensor: name,
-      },
-    );
-  }
-  const { rows, cols } = weights, out = given ?? new Float32Array(rows * cols);
-  if (given !== undefined && weights.floats !== undefined) {
-    weights.floats(0, out); // once: nothing else holds them
-    return out;
-  }
-  const { data, dtype } = weights;
-  convertFloats(
-    kernels,
-    { data, dtype },
-    rows * cols,
-    "F32",
-    new Uint8Array(out.buffer, out.byteOffset, out.byteLength),
-  );
-  return out;
 }
 
 /** The layers to solve, in the order in which they run, a stage at a time. */
@@ -175,35 +145,15 @@ export function solveOnDemand({ model, data, statistics }: Solvable, options: So
   return new ModelSolver<never>(model, data as CalibrationSet<never>, statistics, options).onDemand();
 }
 
-/** Layers that read the same input. */
-interface LayerStage {
-  readonly block: number;
-  readonly layers: readonly LinearLayer[];
-  /** Of these layers, and of those that are left out. */
-  readonly formats: readonly WeightFormat[];
-}
-
-/** The inputs of a stage, ready to solve on. */
-interface StageInputs extends Gathered {
-  readonly moment: FactoredMoment;
-  /** Its structure in words. */
-  readonly structure: string;
-  /** Σ of the inputs' weights. */
-  readonly weight: number;
-}
-
 /** Solves one model. */
 class ModelSolver<Batch> {
   readonly #solved = new Map<string, SolvedLayer>();
   readonly #weights: Map<string, Matrix>;
   readonly #kept: KeptArrays;
-  readonly #lost = new Workspace();
   /** For a layer alone in memory: new pages for each take a tenth of the time of 4-bit feedback. */
   readonly #scratch: Workspace | undefined;
-  /** The runs whose inputs layers are solved on; undefined where the moments are known. */
-  readonly #runs: StagedRuns<Batch> | undefined;
-  /** Those in full precision, where the others' loss is corrected. */
-  readonly #full: StagedRuns<Batch> | undefined;
+  /** Undefined where the moments are known. */
+  readonly #gathering: StageGathering<Batch> | undefined;
 
   constructor(
     readonly model: Blockwise<Batch> | ModelLayers,
@@ -219,10 +169,12 @@ class ModelSolver<Batch> {
       (settings.correction > 0 || settings.residualCorrection > 0);
     const runs = (name: string, weights?: ReadonlyMap<string, Matrix>) =>
       new StagedRuns(model as Blockwise<Batch>, data.fit, this.#kept, name, weights);
-    // Once: all on full precision's inputs, also inside a block.
     if (statistics !== undefined) this.#scratch = new Workspace();
-    if (statistics === undefined) this.#runs = runs("run", isBlockwise ? this.#weights : undefined);
-    if (statistics === undefined && corrects) this.#full = runs("full");
+    else {
+      // Once: all on full precision's inputs, also inside a block.
+      const own = runs("run", isBlockwise ? this.#weights : undefined);
+      this.#gathering = new StageGathering(own, corrects ? runs("full") : undefined, data, options);
+    }
   }
 
   async solve(): Promise<Map<string, SolvedLayer>> {
@@ -284,7 +236,7 @@ class ModelSolver<Batch> {
     };
     let before = 0;
     for (const stage of stages) {
-      await this.#enter(stage.block);
+      await this.#gathering?.enter(stage.block);
       const started = performance.now();
       const first = before, { team } = options;
       before += stage.layers.length;
@@ -379,7 +331,7 @@ class ModelSolver<Batch> {
       : await team.unlessSolved(awaited, () => this.#gather(stage, isOwn.includes(true)));
     if (gathered !== undefined) {
       const inputs = this.#prepared(stage, gathered), gathering = performance.now() - started;
-      const isShared = this.#full !== undefined && gathered.cross === undefined;
+      const isShared = this.#gathering?.full !== undefined && gathered.cross === undefined;
       for (const [i, layer] of layers.entries()) {
         if (!isOwn[i] && !(isShared && isOpen(i))) continue;
         const result = await team.unlessSolved(
@@ -398,15 +350,6 @@ class ModelSolver<Batch> {
       done(await team.layer(layer.name, first + i), false);
     }
     for (const { name } of layers) team.forget(name);
-  }
-
-  /** Takes all runs to the beginning of a block. */
-  async #enter(block: number): Promise<void> {
-    for (const i of this.data.fit.keys()) {
-      this.#full?.enter(i, block);
-      this.#runs?.enter(i, block);
-      await pause(this.options.signal);
-    }
   }
 
   /** Different inputs of a stage's layers, as far as that is known before they run. */
@@ -443,6 +386,12 @@ class ModelSolver<Batch> {
     const isNarrow = moments.second !== gathered.moments.second;
     if (isNarrow && isFresh) setAside(gathered.moments.second);
     return { ...gathered, moments, isOwn: isNarrow || isFresh };
+  }
+
+  /** @param isWanted whether a team's task needs them */
+  async #gather(stage: LayerStage, isWanted = true): Promise<Gathered | undefined> {
+    const gathering = this.#gathering!, { block } = this.#choose(stage, gathering.inputCount(stage));
+    return await gathering.gather(stage, block, isWanted);
   }
 
   async #inputsOf(stage: LayerStage): Promise<StageInputs> {
@@ -521,8 +470,8 @@ class ModelSolver<Batch> {
         // Each block makes up for all of the stream by itself: together they would do so as many times.
         residualCorrection: settings.residualCorrection / Math.ceil(cols / moment.block),
       })
-      : this.#full !== undefined
-      ? await targetOfInputs(kernels, corrected, this.#inputsAgain(name, block, weight), settings)
+      : this.#gathering?.full !== undefined
+      ? await targetOfInputs(kernels, corrected, this.#gathering.inputsAgain(name, block, weight), settings)
       : dense;
     if (!isWanted) return undefined;
     const onShare = (share: number) => this.options.onStep?.(name, "solving", share);
@@ -546,166 +495,6 @@ class ModelSolver<Batch> {
       milliseconds: gathering + performance.now() - begun,
     };
   }
-
-  /** What a layer of the present stage reads and lost, again. */
-  #inputsAgain(name: string, block: number, weight: number): LayerInputs {
-    const { data: { fit }, options: { onStep, signal, team } } = this, runs = this.#runs!;
-    const inputs = (i: number) => {
-      const { x, rows } = runs.stop(i, block, name);
-      return { x, tokens: rows, weights: rowWeights(fit[i]!, rows, name) };
-    };
-    return {
-      parts: fit.length,
-      weight,
-      place: (i) => this.#placeOf(i),
-      ...(team === undefined ? {} : {
-        async total(sums, pass) {
-          const own = { counts: [], sums: [sums.exact()] }, what = `target ${pass}`;
-          return narrowed((await team.all(name, what, own)).sums[0]!);
-        },
-      }),
-      inputs,
-      lost: (i) => {
-        const { lost, stream } = this.#lostBefore(i, block, name), { residual } = runs.stop(i, block, name);
-        const part = inputs(i);
-        return {
-          ...part,
-          lost: subtract(lost, part.x),
-          lostStream: residual === undefined ? undefined : subtract(stream!, residual),
-        };
-      },
-      pause: async (share) => {
-        onStep?.(name, "correcting the target", share);
-        await pause(signal);
-      },
-    };
-  }
-
-  /** Copies of what a layer reads in full precision, and of the stream that its output is added to. */
-  #lostBefore(i: number, block: number, name: string) {
-    const { x, residual } = this.#full!.stop(i, block, name);
-    // Scratch of the model, which the other run takes as well.
-    const copy = (key: string, values: Float32Array) => {
-      const own = this.#lost.take(key, values.length);
-      own.set(values);
-      return own;
-    };
-    return { lost: copy("x", x), stream: residual && copy("residual", residual) };
-  }
-
-  /** Where a part of the data lies in the pass. */
-  #placeOf(part: number): PartPlace {
-    const { fit, chunk } = this.data,
-      before = fit.slice(0, part).reduce((sum, { samples }) => sum + samples, 0);
-    return { before, samples: fit[part]!.samples, chunk };
-  }
-
-  /**
-   * Moments of a stage's inputs over all calibration data.
-   *
-   * @param isWanted whether a team's task needs them: it tells the others its part either way
-   */
-  async #gather(stage: LayerStage, isWanted = true): Promise<Gathered | undefined> {
-    const { options: { kernels, onStep, signal, team }, data: { fit } } = this, { block, layers } = stage;
-    const { name, weights: { cols } } = layers[0]!;
-    const full = this.#full, width = this.#choose(stage, this.#inputCount(stage)).block;
-    const sums = (rows: number, block: number, isSymmetric = false) =>
-      new MomentSums({ rows, cols, block, isSymmetric });
-    const second = sums(cols, width, true);
-    // With a diagonal alone targets are corrected with the inputs themselves.
-    const cross = full === undefined || width === 1 ? undefined : sums(cols, width);
-    const residuals = new Map<string, MomentSums>();
-    let tokens = 0, weight = 0;
-    for (const [i, part] of fit.entries()) {
-      onStep?.(name, "reading inputs", i / fit.length);
-      const { lost, stream } = cross === undefined ? {} : this.#lostBefore(i, block, name);
-      const { x, rows, residual } = this.#runs!.stop(i, block, name), own = rowWeights(part, rows, name);
-      const place = this.#placeOf(i), inputs = { x, weights: own, tokens: rows };
-      second.addPart(kernels, inputs, place);
-      tokens += rows;
-      // One after the other: the sum does not depend on how samples are divided into parts.
-      if (own === undefined) weight += rows;
-      else for (const value of own) weight += value;
-      cross?.addPart(kernels, { ...inputs, y: subtract(lost!, x) }, place);
-      if (residual !== undefined && cross !== undefined) {
-        const lostStream = subtract(stream!, residual);
-        for (const layer of layers) {
-          const own = residuals.get(layer.name) ?? sums(residual.length / rows, cols);
-          residuals.set(layer.name, own);
-          own.addPart(kernels, { ...inputs, y: lostStream }, place);
-        }
-      }
-      await pause(signal);
-    }
-    const parts = [second, ...(cross === undefined ? [] : [cross]), ...residuals.values()];
-    const own = { counts: [tokens, weight], sums: parts.map((sums) => sums.exact()) };
-    const isShared = full !== undefined && cross === undefined;
-    if (team !== undefined && !isWanted && !isShared) {
-      team.publish(name, "inputs", own);
-      return giveBack(...own.sums) as undefined;
-    }
-    const { counts: [inputs, total], sums: all } = await team?.all(name, "inputs", own) ?? own;
-    if (all !== own.sums) giveBack(...own.sums);
-    const mean = (values: Float64Array<ArrayBuffer>) => {
-      const means = narrowed(values);
-      for (let i = 0; i < means.length; i++) means[i]! /= total!;
-      return means;
-    };
-    const behind = cross === undefined ? 1 : 2;
-    return {
-      moments: { cols, block: width, tokens: inputs!, weight: total!, second: narrowed(all[0]!) },
-      cross: cross && mean(all[1]!),
-      residuals: new Map([...residuals.keys()].map((name, i) => [name, mean(all[behind + i]!)])),
-    };
-  }
-
-  /** Different inputs of a stage's layers: where those read a row a sample there are fewer than positions. */
-  #inputCount(stage: LayerStage): number {
-    const { data: { fit, distinctPositions, samples } } = this,
-      { block, layers: [first] } = stage,
-      [part] = fit;
-    const { rows } = this.#runs!.stop(0, block, first!.name);
-    if (rows === part!.weights.length) return distinctPositions;
-    return Math.min(distinctPositions, samples);
-  }
-}
-
-/** Bytes of inputs that stay for layers that read the same: theirs are not far behind in a file. */
-const READY_BYTES = 2 ** 27;
-
-/** Inputs of the stages that were asked for last. */
-class ReadyInputs<Key> {
-  readonly #ready = new Map<Key, StageInputs>();
-
-  get(stage: Key): StageInputs | undefined {
-    return this.#ready.get(stage);
-  }
-
-  /** Keeps a stage's inputs, in place of the oldest where these are too many. */
-  put(stage: Key, inputs: StageInputs): StageInputs {
-    const bytesOf = ({ moment: { moment, factor } }: StageInputs) => moment.byteLength + factor.byteLength;
-    let bytes = bytesOf(inputs);
-    for (const own of this.#ready.values()) bytes += bytesOf(own);
-    for (const [key, own] of this.#ready) {
-      if (bytes <= READY_BYTES) break;
-      bytes -= bytesOf(own);
-      this.#ready.delete(key);
-      letGo(own);
-    }
-    this.#ready.set(stage, inputs);
-    return inputs;
-  }
-}
-
-/** Gives back the memory of a stage's inputs, whose layers are solved. */
-function letGo({ moment: { moment, factor }, cross, residuals }: StageInputs): void {
-  giveBack(moment, factor, cross, ...residuals.values());
-}
-
-/** `values − others`, in place. */
-function subtract(values: Float32Array, others: Float32Array): Float32Array {
-  for (let k = 0; k < values.length; k++) values[k]! -= others[k]!;
-  return values;
 }
 
 /** Errors of a layer, with its name. */
@@ -716,39 +505,4 @@ function named<T>(name: string, run: () => T): T {
     if (!(cause instanceof WeightsError)) throw cause;
     throw new WeightsError(`Cannot solve ${JSON.stringify(name)}: ${cause.message}`, { tensor: name, cause });
   }
-}
-
-/** Warns once, for the layer with most columns, when its inputs are too few. */
-function warnOfFewInputs<Batch>(
-  stages: readonly Pick<Stage, "layers">[],
-  data: CalibrationSet<Batch>,
-  statistics: CalibrationStatistics | undefined,
-  onWarning: SolveOptions["onWarning"],
-): void {
-  const widest = stages.map(({ layers }) => layers[0]!)
-    .reduce((a, b) => b.weights.cols > a.weights.cols ? b : a, stages[0]!.layers[0]!);
-  const wanted = INPUTS_PER_COLUMN * widest.weights.cols;
-  const got = statistics === undefined ? data.distinctPositions : statistics.tokensOf(widest.name);
-  if (got >= wanted) return;
-  onWarning?.(
-    `${widest.name} reads ${widest.weights.cols} columns: calibrate with at least ${wanted} different positions, got ${got}`,
-  );
-}
-
-interface Gathered {
-  readonly moments: InputMoments;
-  /** Mean of w (x° − x) xᵀ; undefined when nothing is to be corrected. */
-  readonly cross: Float32Array<ArrayBuffer> | undefined;
-  /** Mean of w (r° − r) xᵀ, by layer. */
-  readonly residuals: ReadonlyMap<string, Float32Array<ArrayBuffer>>;
-}
-
-/** Saved moments of a layer's inputs, without anything to correct. */
-function known(statistics: CalibrationStatistics, { name, weights: { cols } }: LinearLayer): Gathered {
-  const moments = statistics.moments(name);
-  if (moments.cols === cols) return { moments, cross: undefined, residuals: new Map() };
-  throw new CalibrationError(
-    `Cannot solve ${JSON.stringify(name)}: its statistics must be of ${cols} columns, got ${moments.cols}`,
-    { tensor: name },
-  );
 }

@@ -5,7 +5,7 @@ import { loadModel } from "../../lib/models/mod.ts";
 import { type Kernels, openKernels } from "../../lib/native/mod.ts";
 import { loadCalibration } from "../../lib/calibration/mod.ts";
 import type { PhaseContext } from "../../lib/phases/context.ts";
-import { denseWeights } from "../../lib/solve/solve_model.ts";
+import { denseWeights } from "../../lib/solve/dense_weights.ts";
 import { dequantize, quantize } from "../../lib/quant/mod.ts";
 import { openCheckpoint } from "../../lib/tensor/mod.ts";
 import { equalTimeGroups, maskRatioAxis, TimeParameters } from "../../lib/time/mod.ts";

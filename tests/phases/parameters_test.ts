@@ -22,7 +22,7 @@ import { phaseSettings } from "../../lib/phases/settings.ts";
 import { loadPhaseModel, type PhaseContext } from "../../lib/phases/context.ts";
 import { fitSampler } from "../../lib/phases/sampler.ts";
 import { type PhaseSettings, runPhases } from "../../lib/phases/mod.ts";
-import { denseWeights } from "../../lib/solve/solve_model.ts";
+import { denseWeights } from "../../lib/solve/dense_weights.ts";
 import { meanStepKl, StepKlMeter } from "../../lib/calibration/step_kl.ts";
 import { dequantize, quantize } from "../../lib/quant/mod.ts";
 import { openCheckpoint, SIDECAR_FILE } from "../../lib/tensor/mod.ts";

@@ -20,7 +20,7 @@ import { fewHeldOut, layerGuard, mapShared } from "../../../lib/phases/activatio
 import { loadPhaseModel, type PhaseContext } from "../../../lib/phases/context.ts";
 import { runPhases } from "../../../lib/phases/mod.ts";
 import { meanStepKl, StepKlMeter } from "../../../lib/calibration/step_kl.ts";
-import { denseWeights } from "../../../lib/solve/solve_model.ts";
+import { denseWeights } from "../../../lib/solve/dense_weights.ts";
 import { dequantize, type OneLevelTensor, quantize } from "../../../lib/quant/mod.ts";
 import { packedLayers } from "../../../lib/quant/packed/checkpoint.ts";
 import { openCheckpoint } from "../../../lib/tensor/mod.ts";
