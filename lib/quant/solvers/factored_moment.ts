@@ -258,6 +258,7 @@ export function inOwnOrder(
     factorBlock(kernels, "factor a moment", own, { ...part, order, diagonal, pivots }, 0, mean);
     for (let k = 0; k < width; k++) part.moment[k * (width + 1)] = diagonal[first + k]!; // without what damped it
   }
+  for (const array of [factor, pivots]) kernels.arrays.constant(array);
   return { factor, pivots };
 }
 
