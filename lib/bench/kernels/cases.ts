@@ -269,16 +269,16 @@ export function dequantizeCase(
   });
 }
 
-/** Trellis codes, their scales and offsets: the codes, scales and zero points of 2 bits, taken as such. */
-export const TRELLIS_DEQUANTIZE = "dequantize 2 bits, g 64, trellis";
+/** Trellis codes, their scales and offsets: uniform codes, their scales and zero points, taken as such. */
+export const TRELLIS_DEQUANTIZE = (bits: BitWidth) => `dequantize ${bits} bits, g 64, trellis`;
 
 /** Dequantizing trellis codes: any codes take the same time. */
-export function trellisDequantizeCase(operands: Operands): KernelCase {
-  const { cols } = operands, spec = { bits: 2, groupSize: 64, zeroPoint: "real" } as const;
+export function trellisDequantizeCase(operands: Operands, bits: BitWidth): KernelCase {
+  const { cols } = operands, spec = { bits, groupSize: 64, zeroPoint: "real" } as const;
   const [packed, scale, offset] = packedInput(operands, spec);
   return ownCase(operands, {
-    name: TRELLIS_DEQUANTIZE,
-    dtype: "trellis of 2 bits to F32",
+    name: TRELLIS_DEQUANTIZE(bits),
+    dtype: `trellis of ${bits} bits to F32`,
     bytesRead: bytesOfArrays([packed, scale, offset]),
     make: (rows) => [new Float32Array(rows * cols)] as const,
     call: (used, rows, [out]) =>
@@ -290,7 +290,7 @@ export function trellisDequantizeCase(operands: Operands): KernelCase {
         offset!,
         rows,
         cols,
-        2,
+        bits,
         64,
         out,
         DTYPE_NUMBERS.F32,

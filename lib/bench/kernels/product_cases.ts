@@ -156,38 +156,45 @@ export function int8LinearCase(operands: ProductOperands, bits: BitWidth): Kerne
   return productCase(operands, LINEAR_INT8(bits), `U8 × ${bits} bits`, bytes, 0, call);
 }
 
-export const LINEAR_TRELLIS = "2 bits, trellis, F32 activations";
-export const LINEAR_TRELLIS_INT8 = "2 bits, trellis, 8-bit activations";
+export const LINEAR_TRELLIS = (bits: BitWidth) => `${bits} bits, trellis, F32 activations`;
+export const LINEAR_TRELLIS_INT8 = (bits: BitWidth) => `${bits} bits, trellis, 8-bit activations`;
 
-/** Arrays of 2 bits, taken as trellis codes, scales and offsets: any codes take the same time. */
-const trellisArrays = (operands: ProductOperands) => {
-  const [packed, scale, offset] = operands.packed(2);
+/** Arrays of uniform codes, taken as trellis codes, scales and offsets: any codes take the same time. */
+const trellisArrays = (operands: ProductOperands, bits: BitWidth) => {
+  const [packed, scale, offset] = operands.packed(bits);
   return [packed, scale, offset!] as const;
 };
 
-export function trellisLinearCase(operands: ProductOperands): KernelCase {
-  const { x, cols } = operands, arrays = trellisArrays(operands);
+export function trellisLinearCase(operands: ProductOperands, bits: BitWidth): KernelCase {
+  const { x, cols } = operands, arrays = trellisArrays(operands, bits);
   const call: ProductCall = (kernels, tokens, rows, out) =>
-    native.linearTrellis(kernels, DOING, x, tokens, ...arrays, null, rows, cols, 2, GROUP_SIZE, out);
+    native.linearTrellis(kernels, DOING, x, tokens, ...arrays, null, rows, cols, bits, GROUP_SIZE, out);
   return productCase(
     operands,
-    LINEAR_TRELLIS,
-    "F32 × trellis of 2 bits",
+    LINEAR_TRELLIS(bits),
+    `F32 × trellis of ${bits} bits`,
     bytesOfArrays(arrays),
     F32_LIMIT,
     call,
   );
 }
 
-export function trellisInt8LinearCase(operands: ProductOperands): KernelCase {
-  const { kernels, tokens, cols } = operands, arrays = trellisArrays(operands);
+export function trellisInt8LinearCase(operands: ProductOperands, bits: BitWidth): KernelCase {
+  const { kernels, tokens, cols } = operands, arrays = trellisArrays(operands, bits);
   const activations = emptyActivations(tokens, cols);
   quantizeActivations(kernels, operands, tokens, true, activations);
   const call: ProductCall = (used, count, rows, out) => {
-    const packed = [...arrays, null, rows, cols, 2, GROUP_SIZE] as const;
+    const packed = [...arrays, null, rows, cols, bits, GROUP_SIZE] as const;
     native.linearTrellisInt8(used, DOING, ...activations, count, ...packed, out);
   };
-  return productCase(operands, LINEAR_TRELLIS_INT8, "U8 × trellis of 2 bits", bytesOfArrays(arrays), 0, call);
+  return productCase(
+    operands,
+    LINEAR_TRELLIS_INT8(bits),
+    `U8 × trellis of ${bits} bits`,
+    bytesOfArrays(arrays),
+    0,
+    call,
+  );
 }
 
 /** Quantizing activations to 8 bits: per token, or all with a static range. */

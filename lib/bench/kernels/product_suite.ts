@@ -2,6 +2,7 @@
  * The matrix products of the kernel suite: float32 beside the core's own multiply-adds, packed weights beside
  * float32 and ggml, 8-bit activations beside both.
  */
+import { TRELLIS_BITS } from "../../config/names.ts";
 import type { BitWidth } from "../../quant/mod.ts";
 import { COLS, Group, type KernelBench, type RatioOf } from "./bench.ts";
 import type { KernelCase } from "./cases.ts";
@@ -97,16 +98,18 @@ const productRatios = (bits: BitWidth): RatioOf[] => [
 ];
 
 /** Trellis codes beside uniform ones of the same bits. */
-const TRELLIS_RATIOS: readonly RatioOf[] = [
-  { of: LINEAR_TRELLIS, to: LINEAR_PACKED(2), label: "uniform" },
-  { of: LINEAR_TRELLIS_INT8, to: LINEAR_INT8(2), label: "uniform" },
+const trellisRatios = (bits: BitWidth): readonly RatioOf[] => [
+  { of: LINEAR_TRELLIS(bits), to: LINEAR_PACKED(bits), label: "uniform" },
+  { of: LINEAR_TRELLIS_INT8(bits), to: LINEAR_INT8(bits), label: "uniform" },
 ];
 
 function trellisGoals(bench: KernelBench, group: Group, tokens: string, least: number): void {
-  const speeds = TRELLIS_RATIOS.map(({ of, to }, i) =>
-    [["F32", "8-bit"][i]!, group.speed(of, to)] as [string, Summary | undefined]
-  );
-  bench.ratioGoal(`trellis / uniform of 2 bits, ${tokens}`, least, speeds, "");
+  for (const bits of TRELLIS_BITS) {
+    const speeds = trellisRatios(bits).map(({ of, to }, i) =>
+      [["F32", "8-bit"][i]!, group.speed(of, to)] as [string, Summary | undefined]
+    );
+    bench.ratioGoal(`trellis / uniform of ${bits} bits, ${tokens}`, least, speeds, "");
+  }
 }
 
 /** Packed weights and 8-bit activations against float32, many tokens. */
@@ -115,16 +118,16 @@ async function measureTokens(bench: KernelBench): Promise<void> {
   for (const tokens of [64, 256]) {
     const operands = operandsOf(bench, [tokens, side, side]);
     const title = `Products of ${tokens} tokens`;
-    const ratios = [...BITS.flatMap(productRatios), ...TRELLIS_RATIOS];
+    const ratios = [...BITS.flatMap(productRatios), ...TRELLIS_BITS.flatMap(trellisRatios)];
     const group = new Group(title, "in cache", ratios, "multiply-adds");
     await bench.measure(
       group,
       [
         linearCase(operands),
         ...BITS.map((bits) => packedLinearCase(operands, bits)),
-        trellisLinearCase(operands),
+        ...TRELLIS_BITS.map((bits) => trellisLinearCase(operands, bits)),
         ...BITS.map((bits) => int8LinearCase(operands, bits)),
-        trellisInt8LinearCase(operands),
+        ...TRELLIS_BITS.map((bits) => trellisInt8LinearCase(operands, bits)),
         quantizeActivationsCase(operands),
         quantizeActivationsCase(operands, "static"),
       ],
@@ -173,7 +176,7 @@ async function measureVector(
       { of: LINEAR_INT8(bits), to: GGML_DOT(type), label: type },
     ]),
   ]);
-  ratios.push(...TRELLIS_RATIOS);
+  ratios.push(...TRELLIS_BITS.flatMap(trellisRatios));
   const group = new Group("Products of one token", "from memory", ratios, "multiply-adds");
   await bench.measure(
     group,
@@ -184,8 +187,10 @@ async function measureVector(
         int8LinearCase(operands, bits),
         ...peersOf(bits).map((type) => ggmlVectorCase(ggml!, peers!, operands, type)),
       ]),
-      trellisLinearCase(operands),
-      trellisInt8LinearCase(operands),
+      ...TRELLIS_BITS.flatMap((bits) => [
+        trellisLinearCase(operands, bits),
+        trellisInt8LinearCase(operands, bits),
+      ]),
     ],
     [
       "ggml's rows: its dot product of the processor's library called for every row by a loop in C, as its own product",

@@ -7,6 +7,7 @@ import type { Summary } from "../../eval/statistics.ts";
 import { RandomStream } from "../../models/random.ts";
 import { INSTRUCTION_SETS, unchecked, withThreads } from "../../native/kernels.ts";
 import { type Kernels, openKernels } from "../../native/mod.ts";
+import { TRELLIS_BITS } from "../../config/names.ts";
 import { type BitWidth, dequantize, quantize } from "../../quant/mod.ts";
 import { type GgmlConversion, type GgmlType, openGgml } from "../ggml.ts";
 import type { BenchContext, Suite, SuiteReport } from "../suite.ts";
@@ -184,7 +185,7 @@ async function measureDequantize(bench: KernelBench): Promise<void> {
     ...BITS.flatMap((bits) =>
       DEQUANTIZED[bits].map((type) => ({ of: name(bits), to: GGML_DEQUANTIZE(type) }))
     ),
-    { of: TRELLIS_DEQUANTIZE, to: name(2), label: "uniform" },
+    ...TRELLIS_BITS.map((bits) => ({ of: TRELLIS_DEQUANTIZE(bits), to: name(bits), label: "uniform" })),
   ];
   const groups: Group[] = [];
   for (const [place, rows] of placesOf(bench)) {
@@ -195,18 +196,20 @@ async function measureDequantize(bench: KernelBench): Promise<void> {
         dequantizeCase(operands, packedSpec(bits)),
         ...(ggml ? DEQUANTIZED[bits].map((type) => ggmlDequantizeCase(ggml, operands, type)) : []),
       ]),
-      trellisDequantizeCase(operands),
+      ...TRELLIS_BITS.map((bits) => trellisDequantizeCase(operands, bits)),
       dequantizeCase(operands, { bits: 4, groupSize: 32, zeroPoint: "symmetric" }),
       dequantizeCase(operands, packedSpec(4), "F16"),
       dequantizeCase(operands, packedSpec(4), "BF16"),
     ];
     groups.push(await bench.measure(new Group("Dequantize", place, ratios), cases));
   }
-  const trellis = groups.map((group): [string, Summary | undefined] => [
-    group.place,
-    group.speed(TRELLIS_DEQUANTIZE, name(2)),
-  ]);
-  bench.ratioGoal("dequantize trellis codes / uniform of 2 bits", 0.4, trellis, "");
+  for (const bits of TRELLIS_BITS) {
+    const trellis = groups.map((group): [string, Summary | undefined] => [
+      group.place,
+      group.speed(TRELLIS_DEQUANTIZE(bits), name(bits)),
+    ]);
+    bench.ratioGoal(`dequantize trellis codes / uniform of ${bits} bits`, 0.4, trellis, "");
+  }
   for (const bits of BITS) {
     const slowest = groups.flatMap((group): [string, Summary][] => {
       const [fastest] = DEQUANTIZED[bits].flatMap((type) => {
