@@ -18,7 +18,7 @@ import {
   tokenizerFiles,
 } from "./_checkpoint/layouts.ts";
 import { type Arguments, type Usage, UsageError } from "./_command/options.ts";
-import { defineCommand } from "./_command/run.ts";
+import { type Context, defineCommand, stopIfAsked } from "./_command/run.ts";
 import { formatBytes } from "../lib/eval/table.ts";
 import { print } from "./_command/text.ts";
 
@@ -53,7 +53,7 @@ const BLOCK_ELEMENTS = 2 ** 21;
 /** As collect_statistics.py writes them for large models. */
 const MOMENT_BLOCK = 1024;
 
-function run(parsed: Arguments<typeof USAGE>): void {
+async function run(parsed: Arguments<typeof USAGE>, { signal }: Context): Promise<void> {
   const { flags, values } = parsed, [out] = parsed.operands("OUT");
   const gigabytes = parsed.number("gigabytes") ?? 2;
   if (gigabytes <= 0) throw new UsageError(`--gigabytes must be a number above 0, got "${values.gigabytes}"`);
@@ -77,7 +77,7 @@ function run(parsed: Arguments<typeof USAGE>): void {
   if (statistics !== undefined) checkStatistics(statistics);
   const random = flags["headers-only"] ? undefined : randomBytes(parsed.whole("seed", 1) ?? 1);
   const tensors = tensorsOf(layout, layers);
-  makeCheckpoint(out, layout.stem, tensors, shards, random, {
+  await makeCheckpoint(out, layout.stem, tensors, shards, signal, random, {
     ...files,
     ...(tokens === undefined ? {} : tokenizerFiles(tokens)),
   });
@@ -108,14 +108,15 @@ const tensorsOf = ({ around: [before, after], layer }: Layout, layers: number): 
   ...after,
 ];
 
-function makeCheckpoint(
+async function makeCheckpoint(
   out: string,
   stem: Layout["stem"],
   tensors: readonly TensorSpec[],
   shards: number,
+  signal: AbortSignal,
   random: ((bytes: number) => Uint8Array) | undefined,
   files: Readonly<Record<string, unknown>>,
-): void {
+): Promise<void> {
   mkdirSync(out, { recursive: true });
   if (readdirSync(out).length > 0) {
     throw new OutputError(`Cannot write "${out}": must be empty, got other files`, { path: out });
@@ -128,20 +129,26 @@ function makeCheckpoint(
     bytes += bytesOf([tensor]);
   }
   const weightMap: Record<string, string> = {};
-  parts.forEach((specs, i) => {
+  for (const [i, specs] of parts.entries()) {
     const digits = (n: number) => String(n).padStart(5, "0");
     const name = `${stem}-${digits(i + 1)}-of-${digits(shards)}.safetensors`;
     const metadata = { format: "pt" };
     for (const spec of specs) weightMap[spec.name] = name;
-    if (random === undefined) return writeHoles(join(out, name), specs, metadata);
+    if (random === undefined) {
+      writeHoles(join(out, name), specs, metadata);
+      continue;
+    }
     using writer = SafetensorsWriter.create(join(out, name), {
       reservedHeaderBytes: SafetensorsWriter.headerBytes(specs, metadata),
       metadata,
     });
     writer.add(specs);
-    for (const spec of specs) writeGaussian(writer, spec, random);
+    for (const spec of specs) {
+      await stopIfAsked(signal);
+      writeGaussian(writer, spec, random);
+    }
     writer.finish();
-  });
+  }
   const index = { metadata: { total_size: total }, weight_map: weightMap };
   for (
     const [name, content] of Object.entries({ ...files, [`${stem}.safetensors.index.json`]: index })

@@ -10,7 +10,7 @@ import { writeWhole } from "../lib/files/whole.ts";
 import { openKernels } from "../lib/native/mod.ts";
 import { denoBinary, findProgram } from "./_command/programs.ts";
 import type { Arguments, Usage } from "./_command/options.ts";
-import { defineCommand } from "./_command/run.ts";
+import { type Context, defineCommand, stopIfAsked } from "./_command/run.ts";
 import { type Outcome, runProgram } from "./_command/run_program.ts";
 import { print } from "./_command/text.ts";
 
@@ -147,17 +147,27 @@ function withOutputs(stored: Notebook, executed: Notebook, kernels: string): Not
   };
 }
 
-const inProject = (program: string, args: readonly string[], variables: Record<string, string> = {}) =>
-  runProgram(program, args, { cwd: ROOT, environment: { DENO_NO_UPDATE_CHECK: "1", ...variables } });
+const inProject = (
+  program: string,
+  args: readonly string[],
+  signal: AbortSignal,
+  variables: Record<string, string> = {},
+) =>
+  runProgram(program, args, {
+    cwd: ROOT,
+    environment: { DENO_NO_UPDATE_CHECK: "1", ...variables },
+    signal,
+    killSignal: "SIGINT", // nbconvert ends its kernel, too
+  });
 
 /** Checks all notebooks at once, the cells of each as a module from where its imports hold. */
-async function typeCheck(deno: string, paths: readonly string[]): Promise<Outcome> {
+async function typeCheck(deno: string, paths: readonly string[], signal: AbortSignal): Promise<Outcome> {
   const cache = join(ROOT, ".cache");
   mkdirSync(cache, { recursive: true });
   const modules = paths.map((path) => join(cache, `notebook-${process.pid}-${basename(path, ".ipynb")}.ts`));
   try {
     paths.forEach((path, i) => writeFileSync(modules[i]!, `${cellsOf(path).join("\n\n")}\nexport {};\n`));
-    return await inProject(deno, ["check", "--import-map=tests/deno/import_map.json", ...modules]);
+    return await inProject(deno, ["check", "--import-map=tests/deno/import_map.json", ...modules], signal);
   } finally {
     for (const module of modules) rmSync(module, { force: true });
   }
@@ -189,7 +199,10 @@ async function kernelsHere(): Promise<string> {
   return `${kernels.backend} ${kernels.isa}`;
 }
 
-async function run({ positionals, flags, values }: Arguments<typeof USAGE>): Promise<number> {
+async function run(
+  { positionals, flags, values }: Arguments<typeof USAGE>,
+  { signal }: Context,
+): Promise<number> {
   const notebooks = positionals.length > 0
     ? positionals.map((path) => resolve(path))
     : readdirSync(join(ROOT, "notebooks")).filter((name) => name.endsWith(".ipynb")).sort().map((name) =>
@@ -203,6 +216,7 @@ async function run({ positionals, flags, values }: Arguments<typeof USAGE>): Pro
   const timed = async (what: string, task: () => Promise<Outcome>) => {
     const began = performance.now();
     const { code, output, errors } = await task();
+    await stopIfAsked(signal);
     const seconds = ((performance.now() - began) / 1000).toFixed(1);
     print(`${code === 0 ? "ok    " : "FAILED"}  ${what} (${seconds} s)`);
     if (code === 0) return;
@@ -212,7 +226,7 @@ async function run({ positionals, flags, values }: Arguments<typeof USAGE>): Pro
   try {
     await timed(
       `types of ${notebooks.map((path) => basename(path)).join(", ")}`,
-      () => typeCheck(deno, notebooks),
+      () => typeCheck(deno, notebooks, signal),
     );
     if (failed === 0 && !flags.check) {
       if (jupyter === undefined) print("skipped: notebooks were not executed: no jupyter-nbconvert");
@@ -221,14 +235,19 @@ async function run({ positionals, flags, values }: Arguments<typeof USAGE>): Pro
         const kernels = await kernelsHere();
         for (const path of notebooks) {
           await timed(`${basename(path)} executed`, async () => {
-            const outcome = await inProject(jupyter, [
-              "--to=notebook",
-              "--execute",
-              `--ExecutePreprocessor.timeout=${CELL_SECONDS}`,
-              "--ExecutePreprocessor.kernel_name=deno",
-              `--output-dir=${output}`,
-              path,
-            ], folders);
+            const outcome = await inProject(
+              jupyter,
+              [
+                "--to=notebook",
+                "--execute",
+                `--ExecutePreprocessor.timeout=${CELL_SECONDS}`,
+                "--ExecutePreprocessor.kernel_name=deno",
+                `--output-dir=${output}`,
+                path,
+              ],
+              signal,
+              folders,
+            );
             if (outcome.code !== 0) return outcome;
             const stored = readNotebook(path), executed = readNotebook(join(output, basename(path)));
             if (flags.write) {

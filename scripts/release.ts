@@ -98,9 +98,13 @@ async function buildRelease(
   work: string,
   step: (line: string) => void,
   log: (line: string) => void,
+  signal: AbortSignal,
 ): Promise<{ readonly manifest: ReleaseManifest; readonly tarball: string }> {
   step("1 of 6: native libraries");
-  const { libraries, skipped } = await buildLibraries(work, log);
+  const { libraries, skipped } = await buildLibraries(work, log, signal).catch((error) => {
+    step("stopped"); // throws where a signal ended the compiler
+    throw error;
+  });
   step("2 of 6: sources");
   for (const path of ["mod.ts", ...filesBelow(join(root, "lib")).map((name) => `lib/${name}`)]) {
     if (path.endsWith(".ts")) cpSync(join(root, path), join(work, path));
@@ -154,7 +158,7 @@ async function run(parsed: Arguments<typeof USAGE>, { signal }: Context): Promis
   });
   chmodSync(work, 0o755); // a temporary folder is its owner's alone, and a release is to be served
   try {
-    const { manifest, tarball } = await buildRelease(work, step, log);
+    const { manifest, tarball } = await buildRelease(work, step, log, signal);
     step(flags["skip-trials"] ? "6 of 6: trials skipped: --skip-trials" : "6 of 6: trials");
     const trials = flags["skip-trials"] ? [] : await tryRelease({
       folder: work,

@@ -14,14 +14,16 @@ export interface RunProgramOptions {
   readonly cwd: string;
   /** Replaces the environment's variables of these names; undefined takes one away. */
   readonly environment?: Readonly<Record<string, string | undefined>> | undefined;
+  /** Its abort ends the program by `killSignal`, default SIGTERM. */
   readonly signal?: AbortSignal | undefined;
+  readonly killSignal?: NodeJS.Signals | undefined;
 }
 
 /** Runs a program; one that does not start has the status 127. */
 export function runProgram(
   command: string,
   args: readonly string[],
-  { cwd, environment = {}, signal }: RunProgramOptions,
+  { cwd, environment = {}, signal, killSignal }: RunProgramOptions,
 ): Promise<Outcome> {
   const env: Record<string, string | undefined> = { ...process.env, NO_COLOR: "1" };
   delete env["FORCE_COLOR"]; // Deno heeds it with any value
@@ -30,7 +32,7 @@ export function runProgram(
     else env[name] = value;
   }
   return new Promise((resolve) => {
-    const child = spawn(command, args, { cwd, env, stdio: ["ignore", "pipe", "pipe"], signal });
+    const child = spawn(command, args, { cwd, env, stdio: ["ignore", "pipe", "pipe"], signal, killSignal });
     let output = "", errors = "";
     child.stdout.on("data", (chunk) => output += chunk);
     child.stderr.on("data", (chunk) => errors += chunk);

@@ -47,11 +47,13 @@ function openedLibrary(plan: BuildPlan, kernels: string, version: string): strin
  * sources is taken from the cache. The library of this machine is opened; of others the file's header is
  * looked at.
  *
- * @throws {KernelError} when a compiler refuses the sources, or what it made is not for its platform
+ * @param signal ends a compiler at once
+ * @throws {KernelError} when a compiler refuses the sources, was ended, or what it made is not for its platform
  */
 export async function buildLibraries(
   folder: string,
   onMessage: (line: string) => void,
+  signal?: AbortSignal,
 ): Promise<BuiltLibraries> {
   const kernels = fileURLToPath(new URL("kernels", PACKAGE_ROOT));
   const libraries: ReleaseLibrary[] = [];
@@ -80,7 +82,7 @@ export async function buildLibraries(
       (isHere ? openedLibrary(plan, kernels, compiler.version) : undefined);
     if (built === undefined) {
       onMessage(`${platform}-${architecture}: building with ${compiler.command} (${compiler.version}) …`);
-      built = await buildLibrary(plan, kernels, compiler.command, work);
+      built = await buildLibrary(plan, kernels, compiler.command, work, { signal, onMessage });
     }
     const bytes = readFileSync(built);
     if (elfMachine(bytes) !== machine) {

@@ -1,7 +1,8 @@
 import { afterAll, describe, expect, test } from "bun:test";
-import { readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { findProgram } from "../../scripts/_command/programs.ts";
+import { runProgram } from "../../scripts/_command/run_program.ts";
 import { cellsOf, changedOutputs } from "../../scripts/notebooks.ts";
 import { isDeno, ROOT, run, workplace } from "../_checkpoints.ts";
 
@@ -104,4 +105,22 @@ describe("notebooks.ts", () => {
       expect(cellsOf(path).at(-1)!.match(/assert\./g)!.length).toBeGreaterThan(2);
     }
   });
+});
+
+test("a program that is stopped hears the signal that lets it end what it has started", async () => {
+  const heard = place.fresh("heard"), started = place.fresh("started"), controller = new AbortController();
+  const script = `trap 'echo $? > "${heard}"; exit' INT; touch "${started}"; while :; do sleep 0.05; done`;
+  const timer = setInterval(() => {
+    if (existsSync(started)) controller.abort("SIGINT");
+  }, 20);
+  try {
+    const { signal } = controller;
+    await runProgram("sh", ["-c", script], { cwd: place.path, signal, killSignal: "SIGINT" });
+    for (let tries = 0; tries < 500 && !existsSync(heard); tries++) {
+      await new Promise((r) => setTimeout(r, 20));
+    }
+    expect(existsSync(heard)).toBe(true);
+  } finally {
+    clearInterval(timer);
+  }
 });
