@@ -48,7 +48,8 @@ function openedLibrary(plan: BuildPlan, kernels: string, version: string): strin
  * looked at.
  *
  * @param signal ends a compiler at once
- * @throws {KernelError} when a compiler refuses the sources, was ended, or what it made is not for its platform
+ * @throws {KernelError} when a compiler refuses the sources or was ended, or what it made is not for its
+ * platform
  */
 export async function buildLibraries(
   folder: string,
