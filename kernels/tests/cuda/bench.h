@@ -122,7 +122,7 @@ static void bench_solver(size_t n, size_t tokens) {
                                 zero.handle, objective.handle, stream);
   });
   const bench_buffer table(1024, constants(0.5f));
-  const size_t rows = is_small ? n : 256;
+  const size_t rows = is_small ? 4 : 256;
   bench("trellis search, 2 bits, 256 rows", 4.0 * (double)(rows * n), 0, [&] {
     return aq_cuda_search_trellis(weights.handle, rows, n, 2, 64, table.handle, 0, scale.handle, zero.handle, n, factor.handle,
                                   pivots.handle, codes.handle, objective.handle, stream);
