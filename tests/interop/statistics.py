@@ -371,12 +371,22 @@ def mixed(folder: str) -> float:
 def by_time(folder: str) -> dict[str, list[float]]:
     """Inputs by time group of samplers that give timesteps, in floats down to 0.5, and shares of 1."""
     counts, x = {}, torch.ones(1, 1, 40)
-    for name, times in (("timesteps", (999.0, 400.0, 1.0, 0.5)), ("shares", (1.0, 0.4, 0.001))):
+    for name, groups, times in (
+        ("timesteps", 4, (999.0, 400.0, 1.0, 0.5)),
+        ("shares", 4, (1.0, 0.4, 0.001)),
+        ("tenths", 10, (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)),
+    ):
         model = Pair()
-        with collect(model, Path(folder) / f"{name}.safetensors", groups=4) as collector:
+        with collect(model, Path(folder) / f"{name}.safetensors", groups=groups) as collector:
             for time in times:
                 model(x, torch.tensor([time]))
             counts[name] = collector.inputs["first.weight"].tokens.tolist()
+    model = torch.nn.Sequential(torch.nn.Embedding(10, 40), torch.nn.Linear(40, 8))
+    model.forward = lambda input_ids: model[1](model[0](input_ids))
+    with collect(model, Path(folder) / "masks.safetensors", groups=5, mask_token=9) as collector:
+        for masked in range(1, 6):
+            model(input_ids=torch.tensor([[9] * masked + [1] * (5 - masked)]))
+        counts["masks"] = collector.inputs["1.weight"].samples.tolist()
     return counts
 
 

@@ -260,6 +260,8 @@ describe("docs/statistics.md", () => {
       expect(await runReader(python, SCRIPT, ["by_time", folder])).toEqual({
         timesteps: [2, 1, 0, 1],
         shares: [1, 1, 0, 1],
+        tenths: [0, 1, 1, 1, 1, 1, 1, 1, 1, 2],
+        masks: [1, 1, 1, 1, 1], // one to five masked of five
       });
     },
     120_000,
