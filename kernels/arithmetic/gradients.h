@@ -1,5 +1,5 @@
-/* gradients.h: the arithmetic of an element in gradients and in Adam's steps, compiled by the CPU's loops and by CUDA.
- * Nothing is fused, so that all give the same bits. */
+/* gradients.h: the arithmetic of an element in gradients and in Adam's steps, compiled by the CPU's loops and
+ * by CUDA. Nothing is fused, so that all give the same bits. */
 #ifndef AQ_GRADIENTS_H
 #define AQ_GRADIENTS_H
 
@@ -7,8 +7,8 @@
 
 #define AQ_ELEMENT AQ_FUNCTION __attribute__((always_inline))
 
-/* exp(x) in float32 for x <= 88, relative error below 2^-22; 0 below -87.33. As v_exp of cpu/forward/vector.h,
- * unfused. */
+/* exp(x) in float32 for x <= 88, relative error below 2^-22; 0 below -87.33. As v_exp of
+ * cpu/forward/vector.h, unfused. */
 AQ_ELEMENT float aq_exp_of(float x) {
   const float magic = x * 1.44269504f + 12582912.0f, n = magic - 12582912.0f;
   float r = x - n * 0.693359375f;

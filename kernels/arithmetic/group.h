@@ -13,8 +13,8 @@
 #define AQ_HALF_MIN 0x1p-24f
 #define AQ_HALF_MIN_NORMAL 0x1p-14f
 
-/* Quantization parameters of a group: w = scale (code - zero_point). With an offset the zero point is that of the
- * rounded offset, -offset / scale, a float. */
+/* Quantization parameters of a group: w = scale (code - zero_point). With an offset the zero point is that of
+ * the rounded offset, -offset / scale, a float. */
 typedef struct {
   float scale;
   float zero_point;
@@ -166,13 +166,14 @@ AQ_FUNCTION int aq_far_grid(float minimum, float maximum, double code_max, aq_gr
   return 0;
 }
 
-/* A group far from 0 with an offset: the half float next below it, and steps that reach its maximum. 0 where one
- * value is as near. */
+/* A group far from 0 with an offset: the half float next below it, and steps that reach its maximum. 0 where
+ * one value is as near. */
 AQ_FUNCTION int aq_far_offset_grid(float minimum, float maximum, double code_max, aq_grid *grid) {
   if (minimum > AQ_HALF_MAX || minimum < -AQ_HALF_MAX) return 0;
   const float offset = 0.0f - aq_round_half_above(-(double)minimum);
   const double finest = ((double)maximum - (double)offset) / (code_max + 0.5);
-  const double least = (double)(offset < 0 ? -offset : offset) * 0x1p-15; /* the zero point stays below 2^15 */
+  /* the zero point stays below 2^15 */
+  const double least = (double)(offset < 0 ? -offset : offset) * 0x1p-15;
   const float scale = aq_round_half_up((float)(finest > least ? finest : least));
   if (!(scale <= AQ_HALF_MAX && (double)scale < (double)maximum - (double)minimum)) return 0;
   grid->scale = scale;
@@ -180,10 +181,10 @@ AQ_FUNCTION int aq_far_offset_grid(float minimum, float maximum, double code_max
   return 1;
 }
 
-/* Asymmetric with real zero point or offset where the plain formula is not safe: scales below the normal half floats,
- * or data so far from zero that the rounding of the zero point shifts the range by more than a quarter step.
- * The scale grows until codes cover the group again; data nearly constant at that distance gets its
- * middle. */
+/* Asymmetric with real zero point or offset where the plain formula is not safe: scales below the normal half
+ * floats, or data so far from zero that the rounding of the zero point shifts the range by more than a
+ * quarter step. The scale grows until codes cover the group again; data nearly constant at that distance gets
+ * its middle. */
 AQ_FUNCTION int32_t aq_real_grid_slow(float minimum, float maximum, int32_t bits, int32_t kind, aq_grid *grid) {
   const double code_max = (double)((1 << bits) - 1);
   const double range = (double)maximum - (double)minimum;

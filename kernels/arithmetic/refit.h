@@ -4,9 +4,9 @@
 
 #include "group.h"
 
-/* A row's new grid for a group by least squares, given its codes. With u = code - zero point, 1 all ones, H the
- * moment and p the gradient: sums u H u, 1 H u, u p and 1 p. `step`: how far weights move along u, and `shift`
- * along 1. 0 where the objective would not fall, or the new pair could not be stored. */
+/* A row's new grid for a group by least squares, given its codes. With u = code - zero point, 1 all ones, H
+ * the moment and p the gradient: sums u H u, 1 H u, u p and 1 p. `step`: how far weights move along u, and
+ * `shift` along 1. 0 where the objective would not fall, or the new pair could not be stored. */
 AQ_FUNCTION int aq_best_grid(const double sums[4], double ones, int32_t kind, aq_grid *grid, float *step,
                                 float *shift) {
   const double uu = sums[0], ou = sums[1], up = sums[2], op = sums[3];
@@ -34,9 +34,9 @@ AQ_FUNCTION int aq_best_grid(const double sums[4], double ones, int32_t kind, aq
   return 1;
 }
 
-/* A row's new scale and offset for a group by least squares, given its codes. With u the levels, H the moment and p
- * the gradient: sums u H u, 1 H u, u p and 1 p. 0 where the objective would not fall, or the new pair could not be
- * stored. */
+/* A row's new scale and offset for a group by least squares, given its codes. With u the levels, H the moment
+ * and p the gradient: sums u H u, 1 H u, u p and 1 p. 0 where the objective would not fall, or the new pair
+ * could not be stored. */
 AQ_FUNCTION int aq_best_line(const double sums[4], double ones, float *scale, float *offset) {
   const double uu = sums[0], ou = sums[1], up = sums[2], op = sums[3], determinant = uu * ones - ou * ou;
   if (!(uu > 0)) return 0;

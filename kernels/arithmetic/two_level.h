@@ -1,7 +1,8 @@
 /* two_level.h: quantizing a superblock with two-level scales, AQ_SEGMENT columns of a row whose groups'
  * scales and minima are whole multiples of two half floats:
  *
- *     w = (super_scale * sub_scale) * q - super_min * sub_min       float32: three products, each rounded, then minus
+ *     w = (super_scale * sub_scale) * q - super_min * sub_min
+ * in float32: three products, each rounded, then minus
  *
  * The layout is that of ggml's Q2_K and Q4_K, and so is the search's objective. */
 #ifndef AQ_TWO_LEVEL_ARITHMETIC_H

@@ -1,5 +1,5 @@
-/* blas_sgemm.c: a product of float32 matrices by a BLAS library that lies on this machine, for the bench to hold ours
- * against. The bench compiles it when it runs; it is no part of the kernels. */
+/* blas_sgemm.c: a product of float32 matrices by a BLAS library that lies on this machine, for the bench to
+ * hold ours against. The bench compiles it when it runs; it is no part of the kernels. */
 #include <dlfcn.h>
 #include <stdint.h>
 

@@ -1,6 +1,7 @@
-/* llama_step.c: a step of llama.cpp's library for the bench: one pass over a diffusion model's positions, all logits
- * wanted. Structures that the library takes by value are larger here than there: defaults are filled in by the library
- * itself, and only their first fields, which have stood for years, are set. The bench compiles it when it runs. */
+/* llama_step.c: a step of llama.cpp's library for the bench: one pass over a diffusion model's positions, all
+ * logits wanted. Structures that the library takes by value are larger here than there: defaults are filled
+ * in by the library itself, and only their first fields, which have stood for years, are set. The bench
+ * compiles it when it runs. */
 #include <dlfcn.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -42,8 +43,8 @@ static void be_quiet(int level, const char *text, void *data) {
     __builtin_memcpy(&name, &found, sizeof name);                       \
   } while (0)
 
-/* Opens a model: 0, or -1 where the library lacks something, -2 where it refuses the model. `opened` is given to
- * llama_step and llama_close. */
+/* Opens a model: 0, or -1 where the library lacks something, -2 where it refuses the model. `opened` is given
+ * to llama_step and llama_close. */
 AQ_API int32_t llama_open(const char *ggml, const char *llama, const char *folder, const char *path, int32_t tokens,
                           int32_t threads, void **opened) {
   void *library = dlopen(ggml, RTLD_NOW | RTLD_GLOBAL);

@@ -1,6 +1,6 @@
-/* product_peers.c: what the bench holds matrix products against and no library has: this core's fused multiply-adds as
- * fast as they go, and a peer's dot product called for every row of a matrix, as the peer's own product calls it. The
- * bench compiles it when it runs; it is no part of the kernels. */
+/* product_peers.c: what the bench holds matrix products against and no library has: this core's fused
+ * multiply-adds as fast as they go, and a peer's dot product called for every row of a matrix, as the peer's
+ * own product calls it. The bench compiles it when it runs; it is no part of the kernels. */
 #include <dlfcn.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -48,7 +48,8 @@ AQ_API int32_t fma_chains(int32_t isa, int64_t rounds) {
 
 typedef void (*ggml_vec_dot)(int n, float *sum, size_t bs, const void *x, size_t bx, const void *y, size_t by, int nrc);
 
-/* out[row] = dot(row, y) for every row, by `symbol` of the library at `path`. 0, or -1 where it cannot be had. */
+/* out[row] = dot(row, y) for every row, by `symbol` of the library at `path`. 0, or -1 where it cannot be
+ * had. */
 AQ_API int32_t ggml_rows(const char *path, const char *symbol, int32_t cols, int64_t rows, const void *x,
                          int64_t row_bytes, const void *y, float *out) {
   void *library = dlopen(path, RTLD_NOW);

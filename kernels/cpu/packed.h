@@ -13,8 +13,8 @@
 
 AQ_INLINE size_t aq_min_size(size_t a, size_t b) { return a < b ? a : b; }
 
-/* Two-level scales of a packed matrix (arithmetic/two_level.h), or its half floats with AQ_OFFSET_BITS; scale_bits 0:
- * it has plain ones. */
+/* Two-level scales of a packed matrix (arithmetic/two_level.h), or its half floats with AQ_OFFSET_BITS;
+ * scale_bits 0: it has plain ones. */
 typedef struct {
   int32_t scale_bits;
   const uint8_t *sub_scale, *sub_min;
@@ -24,8 +24,8 @@ typedef struct {
   size_t sub_bytes;    /* bytes of a row's sub-scales */
 } aq_two_level_view;
 
-/* levels[0..n) = those of columns [col, col + n) of a row of trellis codes, col a multiple of 16. Reads nothing behind
- * the row's packed bytes, and may write up to AQ_LEVELS_BEHIND numbers behind the last. */
+/* levels[0..n) = those of columns [col, col + n) of a row of trellis codes, col a multiple of 16. Reads
+ * nothing behind the row's packed bytes, and may write up to AQ_LEVELS_BEHIND numbers behind the last. */
 typedef void aq_levels_function(const uint8_t *row, size_t bytes, size_t col, size_t n, int8_t *levels);
 #define AQ_LEVELS_BEHIND 63
 extern const int8_t aq_trellis_levels_2[AQ_TRELLIS_WINDOWS(2)], aq_trellis_levels_3[AQ_TRELLIS_WINDOWS(3)];

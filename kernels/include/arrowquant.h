@@ -2,8 +2,8 @@
  *
  * Every function returns AQ_OK or a negative AQ_E_*. Buffers belong to the caller; nothing is allocated for
  * or kept from it. No function but aq_catch_signals prints, exits or keeps state, so all may run at once.
- * Outputs must not overlap inputs unless a function says so. A count of zero is fine before any pointer is looked at. On an error the
- * outputs are unspecified.
+ * Outputs must not overlap inputs unless a function says so. A count of zero is fine before any pointer is
+ * looked at. On an error the outputs are unspecified.
  *
  * Words (see docs/format.md): codes are unsigned integers of `bits` bits, `w = s * (q - z)` in float32
  * arithmetic (subtract, then multiply). A group is `group_size` consecutive weights of one row; 0 means the
@@ -88,11 +88,11 @@ AQ_API int32_t aq_best_isa(void);
 /* 1 if `isa` can be passed to the functions below, else 0. */
 AQ_API int32_t aq_isa_supported(int32_t isa);
 
-/* on 1: of SIGHUP, SIGINT and SIGTERM those that the process handles are caught from now on. The first one makes
- * running kernels, and all that are called later, return AQ_E_STOPPED less its number, within some milliseconds;
- * then the process's own handler is called. The second one ends the process at once, as a shell reports it: 128
- * plus its number. on 0: as before; the signal is forgotten. Calls nest. Without signals (WebAssembly) nothing.
- * Returns the number of signals that are caught. */
+/* on 1: of SIGHUP, SIGINT and SIGTERM those that the process handles are caught from now on. The first one
+ * makes running kernels, and all that are called later, return AQ_E_STOPPED less its number, within some
+ * milliseconds; then the process's own handler is called. The second one ends the process at once, as a shell
+ * reports it: 128 plus its number. on 0: as before; the signal is forgotten. Calls nest. Without signals
+ * (WebAssembly) nothing. Returns the number of signals that are caught. */
 AQ_API int32_t aq_catch_signals(int32_t on);
 
 /* AQ_OK, or what kernels that were called now would return. */
@@ -139,7 +139,8 @@ AQ_API int32_t aq_dequantize(const uint32_t *packed, const uint16_t *scale, cons
  * whole bytes, [rows, sub-bytes].
  *
  * Where a function reads such a matrix, scale_bits may be AQ_OFFSET_BITS: the sub-codes are then half floats,
- * the scale and the offset of AQ_ZERO_POINT_OFFSET, w = scale * q + offset, and the super scales do not count. */
+ * the scale and the offset of AQ_ZERO_POINT_OFFSET, w = scale * q + offset, and the super scales do not
+ * count. */
 #define AQ_OFFSET_BITS 16
 
 /* sizes[0] = bytes of a row's sub-scales (and of its sub-minima), sizes[1] = superblocks of a row. */
@@ -161,14 +162,15 @@ AQ_API int32_t aq_fit_two_level(const float *scale, const float *minimum, const 
                                 size_t cols, size_t group_size, int32_t scale_bits, uint8_t *sub_scale,
                                 uint8_t *sub_min, uint16_t *super_scale, uint16_t *super_min);
 
-/* Symmetric grids under two levels of scales, w = d v (q - z) with a half float d a superblock and a whole number v a
- * group, as ggml's Q3_K and Q6_K have them; stored as two levels of `scale_bits` 8, of which the minimum is z times the
- * scale. bits 3: v to 31, codes to 7, z = 4, or 3 for a group whose scale is negative (its codes are turned round);
- * sub_min = z v, super_min = d. bits 8: v to 127, codes of 6 bits, z = 32; sub_min = v, super_min = 32 d.
- * scale f32[rows, groups] is what the search begins with, negative scales as well; null: each group's range. weights
- * [rows, cols] of `dtype` null: only the levels nearest to `scale` are found; else codes are packed, and codes and
- * levels are chosen for each other by squared error times column weight. AQ_E_NONFINITE for a scale that is NaN or
- * infinite, AQ_E_RANGE where a half float would be infinite; weights must be finite. */
+/* Symmetric grids under two levels of scales, w = d v (q - z) with a half float d a superblock and a whole
+ * number v a group, as ggml's Q3_K and Q6_K have them; stored as two levels of `scale_bits` 8, of which the
+ * minimum is z times the scale. bits 3: v to 31, codes to 7, z = 4, or 3 for a group whose scale is negative
+ * (its codes are turned round); sub_min = z v, super_min = d. bits 8: v to 127, codes of 6 bits, z = 32;
+ * sub_min = v, super_min = 32 d. scale f32[rows, groups] is what the search begins with, negative scales as
+ * well; null: each group's range. weights [rows, cols] of `dtype` null: only the levels nearest to `scale`
+ * are found; else codes are packed, and codes and levels are chosen for each other by squared error times
+ * column weight. AQ_E_NONFINITE for a scale that is NaN or infinite, AQ_E_RANGE where a half float would be
+ * infinite; weights must be finite. */
 AQ_API int32_t aq_quantize_symmetric_levels(const void *weights, int32_t dtype, const float *scale,
                                             const float *column_weights, size_t rows, size_t cols, int32_t bits,
                                             size_t group_size, int32_t scale_bits, uint32_t *packed,
@@ -181,9 +183,10 @@ AQ_API int32_t aq_dequantize_two_level(const uint32_t *packed, const uint8_t *su
                                        size_t cols, int32_t bits, size_t group_size, int32_t scale_bits, void *out,
                                        int32_t dtype, int32_t isa, int32_t threads);
 
-/* Trellis codes: of the packed words above, bit for bit, with bits 2 or 3 (else AQ_E_ARGUMENT), but the level of a code
- * depends on those before it: an entry of the table for the window of bits + 6 bits that ends with the code, zeros in
- * front of the row. Groups have half floats scale and offset, [rows, groups], and no part in the windows.
+/* Trellis codes: of the packed words above, bit for bit, with bits 2 or 3 (else AQ_E_ARGUMENT), but the level
+ * of a code depends on those before it: an entry of the table for the window of bits + 6 bits that ends with
+ * the code, zeros in front of the row. Groups have half floats scale and offset, [rows, groups], and no part
+ * in the windows.
  *
  *     w = scale * level + offset                               float32: the product is exact, the sum rounded
  *
@@ -211,9 +214,9 @@ AQ_API int32_t aq_trellis_error_statistics(const void *weights, int32_t dtype, c
 #define AQ_GGML_Q6_K 14
 #define AQ_GGML_Q2_0 42
 
-/* blocks u8[rows, bytes of a row]: the matrix as ggml stores it, with the same weights when they are dequantized.
- * AQ_E_SHAPE where the type has no such grid: other columns, groups, or codes. Q4_1 rounds -scale * zero point to
- * half precision. */
+/* blocks u8[rows, bytes of a row]: the matrix as ggml stores it, with the same weights when they are
+ * dequantized. AQ_E_SHAPE where the type has no such grid: other columns, groups, or codes. Q4_1 rounds
+ * -scale * zero point to half precision. */
 AQ_API int32_t aq_ggml_blocks(const uint32_t *packed, const uint16_t *scale, const uint16_t *zero_point, size_t rows,
                               size_t cols, int32_t bits, size_t group_size, int32_t type, uint8_t *blocks, int32_t isa,
                               int32_t threads);
@@ -279,8 +282,10 @@ AQ_API int32_t aq_linear_trellis(const float *x, size_t tokens, const uint32_t *
 
 /* 8-bit activations, x = x_scale (code - x_zero_point) with whole codes and zero points in [0, 2^bits - 1],
  * bits 2..8, one scale and zero point a token. */
-#define AQ_ACTIVATIONS_STATIC 0    /* scale and zero_point are given, scale normal; what lies beyond is clipped */
-#define AQ_ACTIVATIONS_PER_TOKEN 1 /* scale and zero_point are computed from each token's range, extended to 0 */
+/* scale and zero_point are given, scale normal; what lies beyond is clipped */
+#define AQ_ACTIVATIONS_STATIC 0
+/* scale and zero_point are computed from each token's range, extended to 0 */
+#define AQ_ACTIVATIONS_PER_TOKEN 1
 
 /* x f32[tokens, cols] -> codes u8[tokens, cols], nearest, ties to even; scale f32[tokens], zero_point
  * i32[tokens], both read or written by `kind`. AQ_E_NONFINITE if x has NaN or infinity, AQ_E_VALUE if a given
@@ -369,8 +374,8 @@ AQ_API int32_t aq_timestep_embedding(const float *timesteps, size_t n, size_t ch
 
 /* Products --------------------------------------------------------------------------------------------------
  *
- * c[i, j] += sum_k a[i, k] b[k, j]: a f32[rows, k], b f32[k, cols], c f32[rows, cols]. Every element is one chain
- * of fused multiply-adds, k ascending: neither `isa` nor `threads` changes a byte. */
+ * c[i, j] += sum_k a[i, k] b[k, j]: a f32[rows, k], b f32[k, cols], c f32[rows, cols]. Every element is one
+ * chain of fused multiply-adds, k ascending: neither `isa` nor `threads` changes a byte. */
 AQ_API int32_t aq_multiply(const float *a, const float *b, size_t rows, size_t k, size_t cols, AQ_INOUT float *c,
                            int32_t isa, int32_t threads);
 
@@ -386,8 +391,8 @@ AQ_API int32_t aq_multiply(const float *a, const float *b, size_t rows, size_t k
 AQ_API int32_t aq_solver_work(size_t cols, size_t group_size, int32_t threads, uint64_t *floats);
 
 /* out[i, j] += sum_t weight[t] y[t, i] x[t, j]. x f32[tokens, cols], y f32[tokens, rows], weight f32[tokens]
- * or null for ones, out f32[rows, cols]. y null: x itself, rows = cols, out symmetric. block < cols, which needs
- * rows = cols: only the blocks of as many columns on the diagonal, one after the other, the last may be
+ * or null for ones, out f32[rows, cols]. y null: x itself, rows = cols, out symmetric. block < cols, which
+ * needs rows = cols: only the blocks of as many columns on the diagonal, one after the other, the last may be
  * smaller. */
 AQ_API int32_t aq_accumulate_moment(const float *x, const float *y, const float *weight, size_t tokens, size_t rows,
                                     size_t cols, size_t block, AQ_INOUT float *out, int32_t isa, int32_t threads);
@@ -405,39 +410,42 @@ AQ_API int32_t aq_clipped_grids(const float *weights, size_t rows, size_t cols, 
                        int32_t zero_point_kind, float ratio, float *scale, float *zero_point, int32_t threads);
 
 /* Error feedback: columns in the order of `order` (a permutation, i32[cols]), each rounded after it has taken
- * over the errors of those before it. factor: U of the moment in that order, pivots f32[cols] beside it. block:
- * columns of each block on the diagonal, one after the other, as aq_accumulate_moment makes them; cols where there is
- * one; a multiple of the group size where a row has several groups. A block's columns keep their places among the
- * blocks. codes u8[rows, cols]; objective f64[rows]: what the moment makes of the errors. */
+ * over the errors of those before it. factor: U of the moment in that order, pivots f32[cols] beside it.
+ * block: columns of each block on the diagonal, one after the other, as aq_accumulate_moment makes them; cols
+ * where there is one; a multiple of the group size where a row has several groups. A block's columns keep
+ * their places among the blocks. codes u8[rows, cols]; objective f64[rows]: what the moment makes of the
+ * errors. */
 AQ_API int32_t aq_quantize_feedback(const float *weights, size_t rows, size_t cols, int32_t bits, size_t group_size,
                                     const float *scale, const float *zero_point, size_t block, const float *factor,
                                     const float *pivots, const int32_t *order, uint8_t *codes, double *objective,
                                     float *work, int32_t isa, int32_t threads);
 
-/* `rounds` times, a group of columns after the other: its scale and zero point by least squares given all other
- * weights, to half floats (where `refit` is not 0), then coordinate descent over its codes. Steps that would not
- * lower a row's objective are not taken. The one group of a whole row is refitted before its codes descend. `sweeps`:
- * how often a round goes through a few groups before the next ones; it costs little beside a round. moment: blocks as
- * for aq_quantize_feedback. codes, scale and zero_point in and out; objective f64[rows] of what is left. */
+/* `rounds` times, a group of columns after the other: its scale and zero point by least squares given all
+ * other weights, to half floats (where `refit` is not 0), then coordinate descent over its codes. Steps that
+ * would not lower a row's objective are not taken. The one group of a whole row is refitted before its codes
+ * descend. `sweeps`: how often a round goes through a few groups before the next ones; it costs little beside
+ * a round. moment: blocks as for aq_quantize_feedback. codes, scale and zero_point in and out; objective
+ * f64[rows] of what is left. */
 AQ_API int32_t aq_refine_codes(const float *weights, size_t rows, size_t cols, int32_t bits, size_t group_size,
                                int32_t zero_point_kind, size_t block, const float *moment, int32_t refit,
                                int32_t rounds, int32_t sweeps, AQ_INOUT uint8_t *codes, AQ_INOUT float *scale,
                                AQ_INOUT float *zero_point, double *objective, float *work, int32_t isa,
                                int32_t threads);
 
-/* Trellis codes: weight j of a row is scale table[window] + offset. The window is code j on top of the codes before
- * it: three of 2 bits or two of 3, so that table has 2^(bits + 6) entries; codes in front of the row are 0. bits 2 or
- * 3, scale and offset f32[rows, groups]. The search keeps a survivor for each window, or one with survivors 1 (0: all
- * of them), each of which feeds its own errors back to later columns; columns are decided 16 at a time, behind which
- * as many were searched. factor and pivots: U of the moment, columns in their own order, block as for
- * aq_quantize_feedback, a multiple of 32. codes u8[rows, cols]; objective f64[rows]. */
+/* Trellis codes: weight j of a row is scale table[window] + offset. The window is code j on top of the codes
+ * before it: three of 2 bits or two of 3, so that table has 2^(bits + 6) entries; codes in front of the row
+ * are 0. bits 2 or 3, scale and offset f32[rows, groups]. The search keeps a survivor for each window, or one
+ * with survivors 1 (0: all of them), each of which feeds its own errors back to later columns; columns are
+ * decided 16 at a time, behind which as many were searched. factor and pivots: U of the moment, columns in
+ * their own order, block as for aq_quantize_feedback, a multiple of 32. codes u8[rows, cols]; objective
+ * f64[rows]. */
 AQ_API int32_t aq_search_trellis(const float *weights, size_t rows, size_t cols, int32_t bits, size_t group_size,
                                  const float *table, int32_t survivors, const float *scale, const float *offset,
                                  size_t block, const float *factor, const float *pivots, uint8_t *codes,
                                  double *objective, float *work, int32_t isa, int32_t threads);
 
-/* As aq_refine_codes for trellis codes: scales and offsets by least squares, and descent over codes, each of which
- * is in several windows. */
+/* As aq_refine_codes for trellis codes: scales and offsets by least squares, and descent over codes, each of
+ * which is in several windows. */
 AQ_API int32_t aq_settle_trellis(const float *weights, size_t rows, size_t cols, int32_t bits, size_t group_size,
                                  const float *table, size_t block, const float *moment, int32_t refit, int32_t rounds,
                                  AQ_INOUT uint8_t *codes, AQ_INOUT float *scale, AQ_INOUT float *offset,

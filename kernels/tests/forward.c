@@ -87,8 +87,8 @@ static int32_t call_rows(int function, const float *x, size_t rows, size_t cols,
   }
 }
 
-/* Largest value of a row in standard deviations, at least 1: the factor by which normalizing enlarges the rounding
- * error of the mean. */
+/* Largest value of a row in standard deviations, at least 1: the factor by which normalizing enlarges the
+ * rounding error of the mean. */
 static double row_spread(const float *x, size_t cols) {
   double mean = 0, power = 0, most = 0;
   for (size_t i = 0; i < cols; i++) mean += x[i] / (double)cols;

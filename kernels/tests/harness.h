@@ -1,7 +1,7 @@
 /* harness.h: what every driver needs: its arguments, random numbers, memory of a case, checks, and a run over
  * the instruction sets. A driver prints what it ran; exit status 1 on a difference. Drivers run natively,
- * under sanitizers, and for other processors under an emulator: driver [seed] [quick | N], with N for one of N of
- * the cases that are products of lists; from 8 on, which is quick, large cases are smaller too */
+ * under sanitizers, and for other processors under an emulator: driver [seed] [quick | N], with N for one of
+ * N of the cases that are products of lists; from 8 on, which is quick, large cases are smaller too */
 #ifndef AQ_HARNESS_H
 #define AQ_HARNESS_H
 

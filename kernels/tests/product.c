@@ -1,6 +1,6 @@
-/* product.c: products of matrices on every instruction set of this build against the scalar oracle, to the bit, on
- * shapes around the edges of tiles and blocks, with guard bytes behind the output, for 1 and 3 threads; and the
- * oracle against chains of the C library's fmaf. */
+/* product.c: products of matrices on every instruction set of this build against the scalar oracle, to the
+ * bit, on shapes around the edges of tiles and blocks, with guard bytes behind the output, for 1 and 3
+ * threads; and the oracle against chains of the C library's fmaf. */
 #include "harness.h"
 
 enum { ROWS, K, COLS };

@@ -61,7 +61,8 @@ static int32_t run_packed(const void *context, size_t begin, size_t end) {
       for (size_t col = first; col < stop; col += AQ_SEGMENT) {
         const size_t n = aq_min_size(AQ_SEGMENT, stop - col);
         double sums[2];
-        const size_t inside = col % 32; /* a group may begin inside a word: unpacked with the codes before it */
+        /* a group may begin inside a word: unpacked with the codes before it */
+        const size_t inside = col % 32;
         if (view->levels)
           level_codes(view, row, col - inside, n + inside, codes);
         else

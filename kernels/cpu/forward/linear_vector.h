@@ -235,7 +235,8 @@ AQ_INLINE void v_decode(const uint8_t *from, int32_t bits, v_grid g, vf out[16 /
   for (int i = 0; i < 16 / AQ_W; i++) out[i] = v_fma(out[i], g.scale, g.offset);
 }
 
-#define AQ_DECODE_BYTES(bits) ((bits) == 8 ? 16 : (bits) + 4) /* that v_decode reads, 2 bits of them its own */
+/* that v_decode reads, 2 bits of them its own */
+#define AQ_DECODE_BYTES(bits) ((bits) == 8 ? 16 : (bits) + 4)
 #define AQ_DECODE_ORDER(bits, lane) (lane)                    /* the column that comes out in a lane */
 #endif
 

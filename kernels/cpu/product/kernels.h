@@ -1,6 +1,6 @@
 /* product/kernels.h: products of float32 matrices in cache blocks, and the triangular steps that factor and
- * solve with them. Every element is one chain of fused multiply-adds in the order of k, begun at what c holds:
- * any split into blocks and calls, any number of threads and any instruction set give the same bits.
+ * solve with them. Every element is one chain of fused multiply-adds in the order of k, begun at what c
+ * holds: any split into blocks and calls, any number of threads and any instruction set give the same bits.
  *
  * A unit of isa/ includes vector.h, whose static functions other families' vector files call on their own
  * panels: `product_block` on matrices anywhere in memory, `product_tile` on packed panels, `v_exact_fma` on
@@ -33,8 +33,8 @@ typedef struct {
   /* rows [row, row_end) and columns [col, col_end) of c; `upper`: entries below the diagonal need not be
    * right */
   void (*block)(const aq_product_job *job, size_t row, size_t row_end, size_t col, size_t col_end, int upper);
-  /* rows of b [rows, n] become z, z U^T = b, U [n, n] unit upper triangular: z[k] = b[k] - sum_j z[j] U[k, j],
-   * j descending from n - 1 */
+  /* rows of b [rows, n] become z, z U^T = b, U [n, n] unit upper triangular:
+   * z[k] = b[k] - sum_j z[j] U[k, j], j descending from n - 1 */
   void (*backward)(const float *u, size_t u_row, size_t n, float *b, size_t b_row, size_t rows);
   /* the same for z U = b: z[k] = b[k] - sum_j z[j] U[j, k], j ascending from 0 */
   void (*forward)(const float *u, size_t u_row, size_t n, float *b, size_t b_row, size_t rows);

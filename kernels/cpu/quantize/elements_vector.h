@@ -195,7 +195,8 @@ AQ_INLINE void unpack_sub_codes(const uint8_t *stream, size_t bytes, size_t bit,
     return;
   }
   if (bits == 4) { /* starts at a whole byte */
-#if defined(AQ_BUILD_SIMD128) /* clang 14 makes wrong sub-scales of the other branch; the tests of wasm notice */
+/* clang 14 makes wrong sub-scales of the other branch; the tests of wasm notice */
+#if defined(AQ_BUILD_SIMD128)
     codes[0] = spread_codes(word[0] & 0xffffffffu, 4);
     v_unpack((const uint8_t *)codes, 8, out);
 #else

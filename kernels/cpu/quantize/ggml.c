@@ -1,5 +1,5 @@
-/* quantize/ggml.c: blocks of ggml (ggml-common.h) out of packed matrices whose grid is a type's own, so that its
- * dequantized weights are ours. Half floats are copied; groups wider than a block repeat their scale. */
+/* quantize/ggml.c: blocks of ggml (ggml-common.h) out of packed matrices whose grid is a type's own, so that
+ * its dequantized weights are ours. Half floats are copied; groups wider than a block repeat their scale. */
 #include "../dispatch.h"
 #include "../threads.h"
 
@@ -63,7 +63,7 @@ static void store_q2_0(const block *b) {
   }
 }
 
-/* Two levels. ---------------------------------------------------------------------------------------------- */
+/* Two levels. -------------------------------------------------------------------------------------------- */
 
 static size_t super_of(const block *b) { return b->row * b->view->two_level.supers + b->col / AQ_SEGMENT; }
 
@@ -151,7 +151,7 @@ static void store_q6_k(const block *b) {
   put_half(b->out + 208, b->view->two_level.super_scale[super_of(b)]);
 }
 
-/* ---------------------------------------------------------------------------------------------------------- */
+/* -------------------------------------------------------------------------------------------------------- */
 
 static const block_type types[] = {
     [AQ_GGML_Q4_0] = {32, 18, 0, store_q4_0},  [AQ_GGML_Q4_1] = {32, 20, 0, store_q4_1},

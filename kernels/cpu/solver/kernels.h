@@ -14,8 +14,8 @@
 #define AQ_PART 32
 #define AQ_FEEDBACK_BLOCK 256
 
-/* Columns that descend before the others take their steps; as many as the widest group where grids are refitted
- * group by group. */
+/* Columns that descend before the others take their steps; as many as the widest group where grids are
+ * refitted group by group. */
 #define AQ_DESCENT_BLOCK 128
 #define AQ_DESCENT_MOST AQ_SEGMENT
 

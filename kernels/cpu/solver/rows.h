@@ -1,7 +1,7 @@
-/* solver/rows.h: error feedback, and descent over codes with refits, against a layer's second moment. Rows are
- * independent; a panel of them goes through the moment block by block, and what a block of columns means for the
- * others is one product (product/kernels.h). Every element is one chain of fused multiply-adds in the oracle's
- * order, so that codes, scales and zero points are the same to the bit. */
+/* solver/rows.h: error feedback, and descent over codes with refits, against a layer's second moment. Rows
+ * are independent; a panel of them goes through the moment block by block, and what a block of columns means
+ * for the others is one product (product/kernels.h). Every element is one chain of fused multiply-adds in the
+ * oracle's order, so that codes, scales and zero points are the same to the bit. */
 #ifndef AQ_SOLVER_ROWS_H
 #define AQ_SOLVER_ROWS_H
 
@@ -46,8 +46,8 @@ typedef struct {
 
 extern const aq_row_kernels aq_rows_scalar;
 
-/* Floats of scratch for a panel: gradients, codes, a block's steps, scales and zero points; where a group is a
- * whole row that is refitted, products of its weights, too. */
+/* Floats of scratch for a panel: gradients, codes, a block's steps, scales and zero points; where a group is
+ * a whole row that is refitted, products of its weights, too. */
 static inline size_t aq_panel_floats(size_t cols, size_t groups) {
   return cols * AQ_PANEL_ROWS * (groups == 1 ? 2 : 1) + cols * AQ_PANEL / 4 + AQ_DESCENT_MOST * AQ_PANEL +
          2 * groups * AQ_PANEL + 16;

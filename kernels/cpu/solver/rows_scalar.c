@@ -121,8 +121,8 @@ static void refit_group(const aq_refine_job *job, state *s, size_t first, size_t
   for (size_t k = 0; k < size; k++) p[k] = aq_fma(-shift, job->ones[first + k], aq_fma(-step, products[k], p[k]));
 }
 
-/* A part of a block: its refit and its codes. gradient, codes and steps are those of the block from `begin` on, whose
- * rows of the moment begin at `moment`. */
+/* A part of a block: its refit and its codes. gradient, codes and steps are those of the block from `begin`
+ * on, whose rows of the moment begin at `moment`. */
 static void descend_part(const aq_refine_job *job, state *s, size_t begin, size_t first, size_t part, size_t block,
                          const float *moment, size_t stride, float *change) {
   const float code_max = (float)((1 << job->bits) - 1);

@@ -18,8 +18,8 @@ static void load_grids(const float *from, size_t rows, size_t groups, float *pan
 
 /* Feedback ----------------------------------------------------------------------------------------------- */
 
-/* `part` columns in their order, one after the other. left [rows, AQ_FEEDBACK_BLOCK]: what is to be rounded, codes
- * afterwards; errors [rows, cols]: weights, their errors afterwards. */
+/* `part` columns in their order, one after the other. left [rows, AQ_FEEDBACK_BLOCK]: what is to be rounded,
+ * codes afterwards; errors [rows, cols]: weights, their errors afterwards. */
 static void feedback_part(const aq_feedback_job *job, size_t rows, size_t first, size_t part, const float *factor,
                           size_t stride, const float *scale, const float *zero_point, float *left, float *errors,
                           double *objective) {
@@ -115,7 +115,8 @@ AQ_INLINE vf v_value(const aq_refine_job *job, const panel_state *s, size_t col,
   return v_load(s->scale + at) * (v_code(s->codes + col * AQ_PANEL + lane) - v_load(s->zero_point + at));
 }
 
-/* out += or -= steps of `size` columns times their rows of the moment, in columns [begin, end) of its block. */
+/* out += or -= steps of `size` columns times their rows of the moment, in columns [begin, end) of its
+ * block. */
 static void multiply_steps(const panel_state *s, size_t n, int subtract, const float *moment, size_t stride,
                            size_t size, float *out, size_t begin, size_t end) {
   const aq_product_job job = {.a = s->steps, .a_row = 1, .a_col = AQ_PANEL, .b = moment, .b_row = (ptrdiff_t)stride,
@@ -267,8 +268,8 @@ static void chunk_refit(const aq_refine_job *job, panel_state *s, size_t col, si
     }
 }
 
-/* A sweep over a block of columns from `col` on, for a chunk of rows: refits, codes, and the gradient within the
- * block. */
+/* A sweep over a block of columns from `col` on, for a chunk of rows: refits, codes, and the gradient within
+ * the block. */
 static int chunk_descend(const aq_refine_job *job, panel_state *s, int32_t sweep, size_t row, size_t col,
                          size_t block, const float *moment, size_t stride, float *p) {
   const size_t most = aq_descent_part(job);

@@ -1,6 +1,6 @@
-/* two_level/symmetric.h: rows of symmetric grids under two levels of scales, w = d v (q - z), as ggml's Q3_K and Q6_K have
- * them: one half float d a superblock, a whole number v a group. arrowquant.h says how they are stored. Plain
- * loops: each instruction set compiles them again, with the same order of additions. */
+/* two_level/symmetric.h: rows of symmetric grids under two levels of scales, w = d v (q - z), as ggml's Q3_K
+ * and Q6_K have them: one half float d a superblock, a whole number v a group. arrowquant.h says how they are
+ * stored. Plain loops: each instruction set compiles them again, with the same order of additions. */
 #ifndef AQ_SYMMETRIC_H
 #define AQ_SYMMETRIC_H
 
@@ -200,7 +200,8 @@ static void symmetric_refit(const aq_symmetric_job *job, symmetric_superblock *s
   }
 }
 
-/* Scales whose codes cover the groups of a superblock; where they have signs, the largest weight is code 0. */
+/* Scales whose codes cover the groups of a superblock; where they have signs, the largest weight is code
+ * 0. */
 static void symmetric_ranges(const aq_symmetric_job *job, const float *weights, const symmetric_superblock *s,
                              float *scale) {
   const float inverse = 1.0f / job->zero; /* exact: a power of two */

@@ -1,5 +1,6 @@
-/* mma.h of the emulator: fragments of 16 x 16 and their products. Which lane has which element is as unspecified as on a
- * device. Sums are cut off toward zero after eight products, a bound of what tensor cores do. */
+/* mma.h of the emulator: fragments of 16 x 16 and their products. Which lane has which element is as
+ * unspecified as on a device. Sums are cut off toward zero after eight products, a bound of what tensor cores
+ * do. */
 #ifndef AQ_EMULATED_MMA
 #define AQ_EMULATED_MMA
 
@@ -16,7 +17,8 @@ struct row_major;
 struct col_major;
 enum layout_t { mem_row_major };
 
-/* Eight elements of a lane: line lane / 2 - a row of a and of sums, a column of b - of which it has one half. */
+/* Eight elements of a lane: line lane / 2 - a row of a and of sums, a column of b - of which it has one
+ * half. */
 template <class Use, int M, int N, int K, class T, class Layout = void>
 struct fragment {
   static_assert(M == 16 && N == 16 && K == 16, "as much as is emulated");
