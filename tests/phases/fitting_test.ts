@@ -147,13 +147,13 @@ describe("the memory of a refinement", () => {
     mkdirSync(folder);
     const bound = { held, gradientBytes: 0, place: { folder, identity: "one", fileNumbers: 1000 } };
     // Stopped behind its second look, it goes on to the same end; a lost file begins it again.
-    const stopped = async (step: number) => {
+    const stopped = async (step: number, how: object = bound) => {
       const steps: number[] = [];
       const onStep = (_phase: string, done: number) => {
         steps.push(done);
         if (done === step) throw new InterruptedError("Stopped by SIGINT", "SIGINT");
       };
-      expect(await rejection(refine({ ...bound, onStep }))).toBeInstanceOf(InterruptedError);
+      expect(await rejection(refine({ ...how, onStep }))).toBeInstanceOf(InterruptedError);
       return steps;
     };
     expect(await stopped(2)).toEqual([0, 1, 2]);
@@ -162,6 +162,12 @@ describe("the memory of a refinement", () => {
     const [part] = readdirSync(folder).filter((name) => name.includes("refinement-"));
     rmSync(join(folder, part!));
     expect(await stopped(2)).toEqual([0, 1, 2]);
+    // What was kept by blocks is gone on with in memory, and the other way round.
+    const inMemory = await refine({ place: bound.place });
+    expect([inMemory.losses.total, inMemory.layers]).toEqual([free.losses.total, free.layers]);
+    expect(inMemory.parameterBytes).toBe(free.parameterBytes);
+    for (const name of readdirSync(folder)) rmSync(join(folder, name));
+    expect(await stopped(2, { place: bound.place })).toEqual([0, 1, 2]);
     const blocks = await refine({
       ...bound,
       onPlan: (message: string) => messages.push(message),
