@@ -150,6 +150,22 @@ describe("planQuantization", () => {
     expect(warningsAt(4)[0]).toContain("no layer has trellis codes, which are of 2 or 3 bits");
   });
 
+  test("codes the scales of matrices, not those of stacks of experts", () => {
+    const { rows } = planOf({
+      "blocks.0.proj.weight": ["F32", [64, 64]],
+      "blocks.0.experts.proj.weight": ["F32", [2, 64, 64]],
+    }, {
+      ...{ bit_width: 2, solver: "best", codes: "trellis", scale_bits: 3 },
+    });
+    const forms = rows.map(({ name, scaleBits, bytesAfter }) => [name, scaleBits, bytesAfter]);
+    expect(new Map(forms.map(([name, ...form]) => [name, form]))).toEqual(
+      new Map([
+        ["blocks.0.proj.weight", [3, 64 * 16 + 64 * 3 / 8 + 4 + 16]],
+        ["blocks.0.experts.proj.weight", [16, 128 * 16 + 128 * 4 + 24]],
+      ]),
+    );
+  });
+
   test("gives each matrix a grid that the target stores exactly, and says where rows rule it out", () => {
     const matrices: Record<string, [string, number[]]> = {
       "a.proj.weight": ["F32", [64, 256]],

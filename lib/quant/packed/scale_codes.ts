@@ -21,10 +21,13 @@ export function gridScales([first, ratio]: ScaleGrid): Float64Array {
 export const isScaleGrid = (grid: ScaleGrid): boolean =>
   grid[0] > 0 && grid[1] >= 1 && gridScales(grid).every(Number.isFinite);
 
-/** The grid whose scales go from at most `least` to at least `most`, both above 0. */
+/** The smallest half float above 0. */
+const TINY = 2 ** -24;
+
+/** The grid whose scales go from at most `least` to at least `most`, both 2⁻²⁴ or more. */
 export function gridOver(least: number, most: number): ScaleGrid {
   let first = Math.f16round(least), ratio = Math.f16round((most / least) ** (1 / (COUNT - 1)));
-  if (first > least) first = Math.max(Math.f16round(first * (1 - 2 ** -10)), 2 ** -24);
+  if (first > least) first = Math.max(Math.f16round(first - Math.max(first * 2 ** -10, TINY)), TINY);
   while (gridScales([first, ratio])[COUNT - 1]! < most) ratio = Math.f16round(ratio * (1 + 2 ** -10));
   return [first, Math.max(1, ratio)];
 }
