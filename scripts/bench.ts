@@ -430,7 +430,10 @@ async function run(line: Options, { signal, command }: Context): Promise<void> {
     return void process.stderr.write(`${text}\n`);
   }
   // Nothing of a measurement can be kept: the exit handlers remove its files.
-  signal.addEventListener("abort", () => process.exit(signalExitCode(String(signal.reason))));
+  signal.addEventListener("abort", () => {
+    process.stderr.write(`\nerror: Stopped by ${signal.reason}: nothing of this measurement is kept\n`);
+    process.exit(signalExitCode(String(signal.reason)));
+  });
   const { force } = line.flags, files = ["bench.json", "bench.txt"].map((name) => join(out ?? "", name));
   if (out !== undefined) {
     makeFolder(out);

@@ -31,7 +31,12 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
+try:
+    import torch
+except ModuleNotFoundError:
+    if __name__ != "__main__":
+        raise
+    sys.exit(f"collect_statistics.py needs PyTorch, which {sys.executable} lacks: run it by the Python that runs the model")
 
 FORMAT, VERSION = "arrowquant calibration statistics", "2"
 BINS = 2048

@@ -1,7 +1,9 @@
 import { afterAll, describe, expect, test } from "bun:test";
+import { spawnSync } from "node:child_process";
 import { cpSync, existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { WORK_FOLDER } from "../../lib/pipeline/mod.ts";
+import { findProgram } from "../../scripts/_command/programs.ts";
 import { progressText } from "../../scripts/_command/progress.ts";
 import { formatBytes, formatCells } from "../../lib/eval/table.ts";
 import { formatCount, formatSeconds } from "../../scripts/_command/text.ts";
@@ -12,6 +14,7 @@ import {
   isDeno,
   matrix,
   MODELS,
+  ROOT,
   run,
   runAndSignal,
   workplace,
@@ -437,4 +440,22 @@ describe("text", () => {
       "solving  20%  1/4 layers and 25% of one  1:40 elapsed  6:40 left  0.01 M weights/s  b.weight (solving)",
     );
   });
+});
+
+test("bench.ts says that it was stopped, and that nothing is kept", async () => {
+  if (isDeno) return console.log("skipped: Bun's tests stop it");
+  const args = ["--model", join(MODELS, "dream-mini"), "--bits", "4"];
+  const stopped = await runAndSignal("bench.ts", args, "SIGINT", (stderr) => stderr.includes("accuracy: "));
+  expect(stopped.code).toBe(130);
+  expect(stopped.stderr).toContain("\nerror: Stopped by SIGINT: nothing of this measurement is kept\n");
+});
+
+test("collect_statistics.py says what it needs where there is no PyTorch", () => {
+  const python = findProgram("python3");
+  if (python === undefined) return console.log("skipped: no python3");
+  // -S: a Python without its packages.
+  const script = join(ROOT, "scripts", "collect_statistics.py");
+  const { status, stderr } = spawnSync(python, ["-I", "-S", script, "--help"], { encoding: "utf8" });
+  expect([status, stderr.trim().split("\n").length]).toEqual([1, 1]);
+  expect(stderr).toMatch(/^collect_statistics.py needs PyTorch, which .+ lacks: run it by the Python/);
 });
