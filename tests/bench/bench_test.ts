@@ -478,6 +478,8 @@ describe("settings", () => {
 
   test("packed folders take the place of what would be quantized", () => {
     expect(() => settingsOf(context({ packed: [DREAM] }), DREAM)).toThrow(/without quantized tensors/);
-    expect(() => parseBenchArguments(["--packed", "out"])).toThrow(/needs one --against MODEL \(or --model\)/);
+    expect(() => parseBenchArguments(["--packed", "out"])).toThrow(
+      /needs one --against MODEL \(or --model\)/,
+    );
   });
 });

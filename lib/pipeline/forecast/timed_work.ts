@@ -75,6 +75,7 @@ export class TimedWork implements Disposable {
   readonly #checkpoint: Checkpoint;
   readonly #known = new Map<string, number>();
   readonly #moments = new Map<number, MomentTimes>();
+  readonly #inBlocks = new Map<string, FactoredMoment>();
 
   constructor(kernels: Kernels, calibrated: Solvable, checkpoint: Checkpoint) {
     [this.#kernels, this.#calibrated, this.#checkpoint] = [kernels, calibrated, checkpoint];
@@ -82,8 +83,10 @@ export class TimedWork implements Disposable {
 
   /** Gives back the memory of moments that were made to be timed. */
   [Symbol.dispose](): void {
-    for (const { moment } of this.#moments.values()) giveBack(moment.moment, moment.factor);
+    const whole = Array.from(this.#moments.values(), ({ moment }) => moment);
+    for (const { moment, factor } of [...whole, ...this.#inBlocks.values()]) giveBack(moment, factor);
     this.#moments.clear();
+    this.#inBlocks.clear();
   }
 
   #once(key: string, measure: () => number): number {
@@ -148,6 +151,21 @@ export class TimedWork implements Disposable {
     return times;
   }
 
+  /** A moment to solve on, whole or in blocks. */
+  #solvable(cols: number, block: number): FactoredMoment {
+    if (block === cols) return this.#momentOf(cols).moment;
+    const key = `${cols} in ${block}`, known = this.#inBlocks.get(key);
+    if (known !== undefined) return known;
+    const moments = emptyMoments(cols, block), tokens = 2 * block, x = new Float32Array(tokens * cols);
+    new RandomStream(cols).fillNormal(x);
+    accumulateMoment(this.#kernels, x, undefined, undefined, tokens, moments.second, block);
+    moments.tokens = moments.weight = tokens;
+    const moment = factorMoments(this.#kernels, moments);
+    giveBack(x, moments.second);
+    this.#inBlocks.set(key, moment);
+    return moment;
+  }
+
   /**
    * Seconds of solving a layer.
    *
@@ -165,12 +183,16 @@ export class TimedWork implements Disposable {
   ): number {
     if (block === 1) return this.packing(rows * cols, "clip", form); // weighed by the diagonal
     const own = Math.min(block, PROBE.cols), settings = settingsFor(asked, { rows, cols, block });
-    const groupSize: WeightFormat["groupSize"] = own % (form.groupSize || own) === 0 ? form.groupSize : 0;
-    const ofRows = (count: number, own: number) =>
-      this.#once(JSON.stringify([count, own, form, solver, settings]), () => {
-        const { moment } = this.#momentOf(own), weights = new Float32Array(count * own);
+    // Narrow blocks are solved side by side, as in the layer: each call has costs of its own.
+    const blocks = Math.floor(Math.min(cols, PROBE.cols) / own);
+    const ofRows = (count: number, width: number) =>
+      this.#once(JSON.stringify([count, width, own, form, solver, settings]), () => {
+        const moment = this.#solvable(width, Math.min(width, own)), weights = new Float32Array(count * width);
+        const groupSize: WeightFormat["groupSize"] = width % (form.groupSize || width) === 0
+          ? form.groupSize
+          : 0;
         new RandomStream(1).fillNormal(weights);
-        const problem = { weights, rows: count, cols: own, moment, ...form, groupSize };
+        const problem = { weights, rows: count, cols: width, moment, ...form, groupSize };
         const seconds = secondsOf(() => solveLayer(this.#kernels, solver, problem, settings));
         giveBack(weights);
         return seconds;
@@ -187,11 +209,12 @@ export class TimedWork implements Disposable {
       return ofBlock * rows / count * cols / block;
     }
     // Some work is done on a sample of rows, however many there are.
+    const width = blocks * own, most = ofRows(Math.min(rows, many), width);
     const seconds = rows <= many
-      ? ofRows(rows, own)
-      : ofRows(many, own) + (rows - many) * Math.max(0, ofRows(many, own) - ofRows(few, own)) / (many - few);
+      ? most
+      : most + (rows - many) * Math.max(0, most - ofRows(few, width)) / (many - few);
     // Of work that is a square of the columns in each block.
-    return seconds * (block / own) ** 2 * (cols / block);
+    return seconds * (block / own) ** 2 * (cols / (blocks * block));
   }
 
   /** Seconds of copying numbers and subtracting others, which no kernel does. */
