@@ -59,12 +59,13 @@ export function defaultGoals(model: string, measured: readonly MeasuredDistance[
   );
   if (pairs.length === 0) return sources;
   const worst = pairs.reduce((a, b) => b.ratio.low > a.ratio.low ? b : a);
+  const largest = Math.max(...pairs.map(({ ratio }) => ratio.value));
   return [...sources, {
     goal: `${model}, best: ${unit}, more bits a weight / fewer, worst of ${pairs.length} pairs`,
     wanted: "at most 1 ×, or no difference",
     measured: `${text(worst.more, worst.less)}: ${gridName("best", worst.more)} / ${
       gridName("best", worst.less)
-    }`,
+    }; largest ratio ${largest.toFixed(3)}`,
     met: worst.ratio.low <= 1,
   }];
 }
