@@ -41,6 +41,7 @@ import {
   type LayerStage,
   letGo,
   ReadyInputs,
+  stageBytes,
   type StageInputs,
   warnOfFewInputs,
 } from "./stage_inputs.ts";
@@ -133,8 +134,9 @@ export interface SolvedOnDemand {
 }
 
 /**
- * The same layers one by one from statistics alone: in any order, since none waits for another. Nothing but
- * the inputs of a few stages stays in memory.
+ * The same layers one by one from statistics alone: in any order, since none waits for another. What stays
+ * in memory are the moments and factors of the stages that were asked for last, up to 128 MiB
+ * (`READY_BYTES`) of them, or those of one stage that takes more; room is made before the next are read.
  *
  * @throws {CalibrationError} when saved statistics lack a layer
  */
@@ -214,9 +216,12 @@ class ModelSolver<Batch> {
         if (own === undefined) return undefined;
         const { layer, stage } = own, begun = performance.now();
         let result: SolvedLayer | undefined;
-        if (layer.experts !== undefined) result = await this.#solveExperts(layer, stage);
-        else {
-          const inputs = ready.get(stage) ?? ready.put(stage, await this.#inputsOf(stage));
+        const bytes = Math.max(0, ...this.#inputStages(stage).map((own) => this.#bytesOf(own)));
+        if (layer.experts !== undefined) {
+          ready.makeRoom(bytes);
+          result = await this.#solveExperts(layer, stage);
+        } else {
+          const inputs = await ready.take(stage, bytes, () => this.#inputsOf(stage));
           const gathering = performance.now() - begun;
           result = await this.#solveLayer(layer, inputs, { block: stage.block, gathering });
         }
@@ -369,6 +374,11 @@ class ModelSolver<Batch> {
     const choice = this.#choose(stage, this.#positions(stage)), { formats, layers: [first] } = stage;
     const { name, weights: { cols } } = first!, saved = this.statistics?.inputOf(name).block ?? cols;
     return chooseSaved(this.options.settings, choice, { cols, saved, formats });
+  }
+
+  /** Bytes of a stage's inputs once they are ready. */
+  #bytesOf(stage: LayerStage): number {
+    return stageBytes(stage.layers[0]!.weights.cols, this.#structure(stage).block);
   }
 
   /** Saved moments of a stage's inputs in the structure that is wanted. */

@@ -2,16 +2,20 @@
 import type { CalibrationSet } from "../calibration/mod.ts";
 import { CalibrationError } from "../errors.ts";
 import type { LinearLayer, Stage } from "../models/mod.ts";
+import { momentElements } from "../native/call_checks.ts";
 import { giveBack } from "../quant/array_memory.ts";
 import type { WeightFormat } from "../quant/packed/layout.ts";
-import type { FactoredMoment } from "../quant/solvers/factored_moment.ts";
+import { type FactoredMoment, solvableBlock } from "../quant/solvers/factored_moment.ts";
 import type { InputMoments } from "../quant/solvers/moments.ts";
 import type { CalibrationStatistics } from "../time/mod.ts";
 
 /** With fewer inputs a column solvers overfit the sample. */
 const INPUTS_PER_COLUMN = 4;
-/** Bytes of inputs that stay for layers that read the same: theirs are not far behind in a file. */
-const READY_BYTES = 2 ** 27;
+/**
+ * Bytes of inputs that stay for layers that read the same: theirs are not far behind in a file. A stage that
+ * takes more by itself is kept alone.
+ */
+export const READY_BYTES = 2 ** 27;
 
 /** Layers that read the same input. */
 export interface LayerStage {
@@ -48,25 +52,36 @@ export function known(statistics: CalibrationStatistics, { name, weights: { cols
   );
 }
 
+/** Bytes of the moment and of its factor that layers of `cols` columns are solved on. */
+export const stageBytes = (cols: number, block: number): number =>
+  2 * 4 * momentElements(cols, cols, solvableBlock(cols, block));
+
 /** Inputs of the stages that were asked for last. */
 export class ReadyInputs<Key> {
   readonly #ready = new Map<Key, StageInputs>();
 
-  get(stage: Key): StageInputs | undefined {
-    return this.#ready.get(stage);
-  }
+  /** @param limit bytes of all that are kept, where one stage does not take more */
+  constructor(readonly limit = READY_BYTES) {}
 
-  /** Keeps a stage's inputs, in place of the oldest where these are too many. */
-  put(stage: Key, inputs: StageInputs): StageInputs {
+  /** Lets go of the oldest, of all where it must be, until `bytes` more fit. */
+  makeRoom(bytes: number): void {
     const bytesOf = ({ moment: { moment, factor } }: StageInputs) => moment.byteLength + factor.byteLength;
-    let bytes = bytesOf(inputs);
-    for (const own of this.#ready.values()) bytes += bytesOf(own);
+    let kept = bytes;
+    for (const own of this.#ready.values()) kept += bytesOf(own);
     for (const [key, own] of this.#ready) {
-      if (bytes <= READY_BYTES) break;
-      bytes -= bytesOf(own);
+      if (kept <= this.limit) return;
+      kept -= bytesOf(own);
       this.#ready.delete(key);
       letGo(own);
     }
+  }
+
+  /** A stage's inputs, that are kept: made once there is room for the `bytes` that they take. */
+  async take(stage: Key, bytes: number, make: () => Promise<StageInputs>): Promise<StageInputs> {
+    const known = this.#ready.get(stage);
+    if (known !== undefined) return known;
+    this.makeRoom(bytes);
+    const inputs = await make();
     this.#ready.set(stage, inputs);
     return inputs;
   }

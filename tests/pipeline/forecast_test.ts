@@ -115,6 +115,23 @@ describe("memory of calibrated work", () => {
     expect(of(4)).toBe(0); // those of 4 bits are uniform
   });
 
+  test("holds the inputs that stay for other layers, where layers are solved as they are written", () => {
+    const solvingOf = (overrides: Record<string, unknown>) => {
+      const config = chooseSolver(checkpoint, configOf({ solver: "feedback", ...overrides }));
+      const { rows } = planQuantization(checkpoint, config);
+      const calibrated = { ...small, data: { ...small.data, fit: [], heldOut: [], distinctPositions: 1e9 } };
+      const counted = countRun({ calibrated, checkpoint, rows, memoryBytes: 1e9 });
+      const solving = counted.stages(config).find(({ name }) => name.startsWith("solving"))!;
+      return { bytes: solving.bytes, packed: counted.packedBytes };
+    };
+    // A moment and its factor of every stage: all of this model's fit into what is kept.
+    const all = small.model.stages.reduce((sum, { layers }) => sum + 8 * layers[0]!.weights.cols ** 2, 0);
+    const onDemand = solvingOf({}), before = solvingOf({ "thermodynamic.validation.enabled": true });
+    const stays = onDemand.bytes - (before.bytes - before.packed);
+    expect(stays).toBeGreaterThan(all / 2);
+    expect(stays).toBeLessThan(all);
+  });
+
   test("that does not fit is refused with a setting that does", () => {
     const peak = refusal(large(50), 1, best).neededBytes - process.memoryUsage().rss;
     const at = (share: number) => refusal(large(50), process.memoryUsage().rss + share * peak, best).message;

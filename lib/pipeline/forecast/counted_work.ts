@@ -9,6 +9,7 @@ import type { Blockwise, LinearLayer } from "../../models/mod.ts";
 import { formatOf, isTokenTable, type PlanRow } from "../../plan/plan.ts";
 import type { WeightFormat } from "../../quant/packed/layout.ts";
 import { isRounded, weightSolver } from "../../solve/by_weights.ts";
+import { READY_BYTES, stageBytes } from "../../solve/stage_inputs.ts";
 import { TARGET_STEPS } from "../../solve/target_of_inputs.ts";
 import { candidateCount, solverSettings, solvesOnDemand } from "../../solve/candidates.ts";
 import { type Checkpoint, elementCount } from "../../tensor/mod.ts";
@@ -243,12 +244,15 @@ export abstract class CountedWork {
     const kept = most(layers.map(({ cols }) => cols)) + this.keptBeside;
     const states = runs * (pass.statesBytes + 4 * pass.positions * kept);
     const sumBytes = this.run.isTogether === true ? SHARED_SUM_BYTES : SUM_BYTES;
+    const ready = layers.map(({ cols, block }) => stageBytes(cols, block));
+    // Beside a stage's own: those that stay for layers that read the same, where each is solved by itself.
+    const stays = solvesOnDemand(calibrated, config) ? Math.min(READY_BYTES, sum(ready)) : 0;
     const solveBytes = most(
-      layers.flatMap(({ cols, rows, forms, block }) => [
+      layers.flatMap(({ cols, rows, forms, block }, i) => [
         // Gathered; a layer that is alone in its stage adds to the stream.
         sumBytes * cols * (block * (corrects ? 2 : 1) + (corrects && rows.length === 1 ? rows[0]! : 0)),
         4 * cols * block * ((corrects ? 3 : 2) + ownOrders(forms)) + most(rows) * cols * LAYER_BYTES +
-        (corrects ? 4 * cols * rows.reduce((a, b) => a + b, 0) : 0),
+        (corrects ? 4 * cols * rows.reduce((a, b) => a + b, 0) : 0) + Math.max(0, stays - ready[i]!),
       ]),
     );
     // Beside the inputs of a part, what they lost.

@@ -170,12 +170,16 @@ export function solvable(
   block: number,
 ): { readonly moment: Float32Array<ArrayBuffer>; readonly block: number } {
   if (block > 1 || cols === 1) return { moment: sums, block };
-  const own = Math.min(cols, DIAGONAL_BLOCK), moment = new Float32Array(momentElements(cols, cols, own));
+  const own = solvableBlock(cols, block), moment = new Float32Array(momentElements(cols, cols, own));
   for (const { first, cols: count, at } of momentBlocks(cols, own)) {
     for (let k = 0; k < count; k++) moment[at + k * (count + 1)] = sums[first + k]!;
   }
   return { moment, block: own };
 }
+
+/** Columns of a block of {@linkcode solvable}'s moment. */
+export const solvableBlock = (cols: number, block: number): number =>
+  block > 1 ? block : Math.min(cols, DIAGONAL_BLOCK);
 
 /** Columns of the blocks in which a diagonal is solved: whole groups and superblocks of every size. */
 const DIAGONAL_BLOCK = 256;
