@@ -343,6 +343,20 @@ describe("time of calibrated work", () => {
     });
   }
 
+  test("solves in blocks as they were saved", () => {
+    const config = chooseSolver(checkpoint, configOf({ solver: "best", calibration_mode: "once" }));
+    const { rows } = planQuantization(checkpoint, config);
+    const blocksOf = (calibrated: Calibrated) => {
+      const blocks = new Set<number>();
+      const timed = untimed({ solving: (_rows, _cols, block) => +blocks.add(block).has(0) });
+      countRun({ calibrated, checkpoint, rows, memoryBytes: 1e9 }).stages(config)[0]!.seconds(timed);
+      return [...blocks].sort((a, b) => a - b);
+    };
+    const saved = { ...small, statistics: { inputOf: () => ({ block: 32 }) } } as unknown as Calibrated;
+    expect(blocksOf(small)).toEqual([64, 160]); // the widths of dream-mini
+    expect(blocksOf(saved)).toEqual([32]);
+  });
+
   test("reads weights once, and again for each pass where memory does not hold them", () => {
     const config = chooseSolver(checkpoint, configOf({ solver: "best", "solver_options.candidates": 2 }));
     const { rows } = planQuantization(checkpoint, config);

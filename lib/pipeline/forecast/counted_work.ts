@@ -1,5 +1,5 @@
 /** The stages of a calibrated run, with the memory that each takes and the time that it will take here. */
-import { chooseMoment } from "../../calibration/moment_structure.ts";
+import { chooseMoment, chooseSaved } from "../../calibration/moment_structure.ts";
 import { blockRuns } from "../../calibration/collect.ts";
 import type { CalibrationPart } from "../../calibration/mod.ts";
 import type { Solvable } from "../../calibration/statistics/alone.ts";
@@ -196,7 +196,8 @@ export abstract class CountedWork {
 
   /** Layers that are solved, a stage at a time. */
   #layers(config: ConfigInForce): SolvedStage[] {
-    const { rows, calibrated: { model, data }, memoryBytes } = this.run, settings = solverSettings(config);
+    const { rows, calibrated: { model, data, statistics }, memoryBytes } = this.run;
+    const settings = solverSettings(config);
     const wanted = new Map(
       rows.filter((row) => row.action === "quantize" && !isTokenTable(row) && !isRounded(config, row))
         .map((row) => [row.name, row]),
@@ -209,8 +210,10 @@ export abstract class CountedWork {
         wanted.delete(name);
         return Array.from({ length: experts }, () => formatOf(row));
       });
-      const { cols } = own[0]!.weights, positions = data.distinctPositions;
-      const { block } = chooseMoment(settings, { cols, positions, memoryBytes, formats: forms });
+      const { name, weights: { cols } } = own[0]!, positions = data.distinctPositions;
+      const choice = chooseMoment(settings, { cols, positions, memoryBytes, formats: forms });
+      const saved = statistics?.inputOf(name).block ?? cols;
+      const { block } = chooseSaved(settings, choice, { cols, saved, formats: forms });
       const names = own.flatMap(({ name, experts = 1 }) => Array.from({ length: experts }, () => name));
       return [{ names, cols, rows: own.flatMap(rowsOf), forms, block }];
     });
