@@ -22,8 +22,8 @@ export function gaussians(seed: number, n: number): Float32Array<ArrayBuffer> {
 }
 
 const INSTRUCTION_SETS: InstructionSet[] = ["scalar", "avx2", "avx512", "neon", "simd128"];
-/** Sets whose code differs from another's only for 8-bit activations. */
-const INT8_INSTRUCTION_SETS: InstructionSet[] = ["avx512_vnni", "neon_dot"];
+/** Sets that are others with products of 8-bit activations of their own, and with trellis codes of their own. */
+const INT8_INSTRUCTION_SETS: InstructionSet[] = ["avx512_vnni", "avx512_vbmi", "neon_dot"];
 
 /**
  * Every backend and instruction set that opens here; a native library only where there is one. In Deno those
@@ -33,7 +33,7 @@ export function allKernels(): Promise<{ name: string; kernels: Kernels }[]> {
   return kernelsOf(INSTRUCTION_SETS);
 }
 
-/** Those, and the ones that are others with faster products of 8-bit activations. */
+/** Those, and the ones that are others but for products of 8-bit activations and trellis codes. */
 export function allInt8Kernels(): Promise<{ name: string; kernels: Kernels }[]> {
   return kernelsOf([...INSTRUCTION_SETS, ...INT8_INSTRUCTION_SETS]);
 }

@@ -125,11 +125,10 @@ function wideComments(path: string): string[] {
   });
 }
 
-test("comments of lib, scripts and the CPU's kernels are wrapped at the width of TypeScript", () => {
+test("comments of lib, scripts and the kernels are wrapped at the width of TypeScript", () => {
   const generated = /^lib\/native\/(?:functions|signatures|wasm_binary)\.ts$/;
   const sources = ["mod.ts", ...library, ...filesBelow("scripts")].filter((path) => path.endsWith(".ts"));
-  const others = /cuda|trellis/; // not wrapped yet
-  const kernels = filesBelow("kernels").filter((path) => /\.[ch]$/.test(path) && !others.test(path));
+  const kernels = filesBelow("kernels").filter((path) => /\.(?:[ch]|cu)$/.test(path));
   expect(sources.filter((path) => !generated.test(path)).concat(kernels).flatMap(wideComments)).toEqual([]);
 });
 

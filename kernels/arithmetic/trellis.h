@@ -1,25 +1,27 @@
-/* trellis.h: codes whose levels depend on the codes before them. The level of a weight is a table's entry for its
- * window, its own code on top of the six bits before it, which are three codes of 2 bits or two of 3; zeros in front of
- * the row.
+/* trellis.h: codes whose levels depend on the codes before them. The level of a weight is a table's entry for
+ * its window, its own code on top of the six bits before it, which are three codes of 2 bits or two of 3;
+ * zeros in front of the row.
  *
- *     2 bits: window = c[j] << 6 | c[j-1] << 4 | c[j-2] << 2 | c[j-3]    bits 2j - 6 .. 2j + 1 of the row's bit stream
+ *     2 bits: window = c[j] << 6 | c[j-1] << 4 | c[j-2] << 2 | c[j-3]    bits 2j - 6 .. 2j + 1 of the row
  *     3 bits: window = c[j] << 6 | c[j-1] << 3 | c[j-2]                  bits 3j - 6 .. 3j + 2
- *     w = scale * (level / 32) + offset                          float32: the product is exact, the sum rounded
+ *     w = scale * (level / 32) + offset     float32: the product is exact, the sum rounded
  *
- * A row's codes are chosen together: a weight has 256 levels for its two bits or 512 for three, and can still be read
- * alone.
+ * A row's codes are chosen together: a weight has 256 levels for its two bits or 512 for three, and can still
+ * be read alone.
  *
- * Each table is Lloyd's algorithm on Gaussian numbers (bench/trellis_table.c): the best paths for given levels, then every
- * level the mean of the numbers that took it, the numbers with other signs among them, so that the level of a window is
- * that of its complement with the other sign, and half of the table holds all. Its float32 levels times 63 / the largest
- * are rounded to whole numbers; `deviation` of them are that of the numbers. Mean squared
- * errors of the best path on other Gaussian numbers of variance 1, where no code of so many bits has less than the bound:
+ * Each table is Lloyd's algorithm on Gaussian numbers (bench/trellis_table.c): the best paths for given
+ * levels, then every level the mean of the numbers that took it, the numbers with other signs among them, so
+ * that the level of a window is that of its complement with the other sign, and half of the table holds all.
+ * Its float32 levels times 63 / the largest are rounded to whole numbers; `deviation` of them are that of the
+ * numbers. Mean squared errors of the best path on other Gaussian numbers of variance 1, where no code of so
+ * many bits has less than the bound:
  *
  *     bits   deviation   error    uniform levels   bound
  *     2      21.89       0.0767   0.1188           0.0625
  *     3      18.07       0.0199   0.0374           0.0156
  *
- * Rounding takes less than 0.5 %. Levels up to 63 need 7 bits: two products with 8-bit numbers then fit 16. */
+ * Rounding takes less than 0.5 %. Levels up to 63 need 7 bits: two products with 8-bit numbers then fit
+ * 16. */
 #ifndef AQ_TRELLIS_H
 #define AQ_TRELLIS_H
 

@@ -1,10 +1,11 @@
-/* trellis_encode.c: processor time of solving for trellis codes, for a weight: the search, least squares with two rounds of
- * descent, and three passes of both, as `effort: high` makes for each of its starts. Rows are whole groups; inputs depend
- * on their neighbours. Time of one thread, which other load on the machine hardly changes.
+/* trellis_encode.c: processor time of solving for trellis codes, for a weight: the search, least squares with
+ * two rounds of descent, and three passes of both, as `effort: high` makes for each of its starts. Rows are
+ * whole groups; inputs depend on their neighbours. Time of one thread, which other load on the machine hardly
+ * changes.
  *
  *     bun run scripts/build.ts --output libarrowquant.so
- *     cc -O2 kernels/bench/trellis_encode.c ./libarrowquant.so -Wl,-rpath,. -lm -o trellis_encode && ./trellis_encode
- */
+ *     cc -O2 kernels/bench/trellis_encode.c ./libarrowquant.so -Wl,-rpath,. -lm -o trellis_encode && \
+ *         ./trellis_encode */
 #define _POSIX_C_SOURCE 199309L
 #include <math.h>
 #include <stdio.h>

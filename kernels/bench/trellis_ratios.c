@@ -1,9 +1,9 @@
-/* trellis_ratios.c: the speed of trellis codes beside uniform codes of as many bits, in processor time of one thread, the two
- * in turn: medians of paired ratios that other load on the machine hardly moves.
+/* trellis_ratios.c: the speed of trellis codes beside uniform codes of as many bits, in processor time of one
+ * thread, the two in turn: medians of paired ratios that other load on the machine hardly moves.
  *
  *     bun run scripts/build.ts --output libarrowquant.so
- *     cc -O2 kernels/bench/trellis_ratios.c ./libarrowquant.so -Wl,-rpath,. -o trellis_ratios && ./trellis_ratios
- */
+ *     cc -O2 kernels/bench/trellis_ratios.c ./libarrowquant.so -Wl,-rpath,. -o trellis_ratios && \
+ *         ./trellis_ratios */
 #define _POSIX_C_SOURCE 199309L
 #include <stdio.h>
 #include <stdlib.h>

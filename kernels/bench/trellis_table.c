@@ -1,11 +1,10 @@
-/* trellis_table.c: trains the levels of trellis codes of 2 or 3 bits (arithmetic/trellis.h) on Gaussian numbers: the best
- * path for given levels, then every level the mean of the numbers that took its window, those with the other sign in the
- * complement's. Eight seeds are trained on a little; the one that is best on other numbers is trained on more. A window
- * that no number took is drawn again. Prints the levels as whole numbers, and mean squared errors on numbers that no
- * level has seen. A minute of one core.
+/* trellis_table.c: trains the levels of trellis codes of 2 or 3 bits (arithmetic/trellis.h) on Gaussian
+ * numbers: the best path for given levels, then every level the mean of the numbers that took its window,
+ * those with the other sign in the complement's. Eight seeds are trained on a little; the one that is best on
+ * other numbers is trained on more. A window that no number took is drawn again. Prints the levels as whole
+ * numbers, and mean squared errors on numbers that no level has seen. A minute of one core.
  *
- *     cc -O3 -ffp-contract=off kernels/bench/trellis_table.c -lm -o trellis_table && ./trellis_table 3
- */
+ *     cc -O3 -ffp-contract=off kernels/bench/trellis_table.c -lm -o trellis_table && ./trellis_table 3 */
 #include <math.h>
 #include <stdint.h>
 #include <stdio.h>

@@ -50,8 +50,8 @@ static int has_byte_dot(void) {
 #define AQ_SLOT_OF(test, set, int8_set, backward_set, levels_set, tokens)                                 \
   {                                                                                                       \
     test, &aq_quantize_##set, aq_two_level_##set, &aq_forward_##set, &aq_rows_##set, &aq_trellis_##set,   \
-        &aq_product_##set, &aq_int8_##int8_set, &aq_backward_##backward_set,                               \
-        {aq_levels_2_##levels_set, aq_levels_3_##levels_set}, tokens                                                                                            \
+        &aq_product_##set, &aq_int8_##int8_set, &aq_backward_##backward_set,                              \
+        {aq_levels_2_##levels_set, aq_levels_3_##levels_set}, tokens                                      \
   }
 #define AQ_SLOT(...) AQ_SLOT_OF(__VA_ARGS__, 0)
 #define AQ_DECLARE(set)                               \

@@ -1,5 +1,5 @@
-/* context.h: streams, buffers and the checks that every function of the CUDA library begins with, and kernels that are a
- * thread an element or a block a row. */
+/* context.h: streams, buffers and the checks that every function of the CUDA library begins with, and kernels
+ * that are a thread an element or a block a row. */
 #ifndef AQ_CUDA_CONTEXT_H
 #define AQ_CUDA_CONTEXT_H
 
@@ -35,8 +35,8 @@ int32_t aq_cuda_status(cudaError_t error);
 /* The stream behind a handle, its device made the calling thread's; null where it is none. */
 aq_stream_state *aq_cuda_use(aq_cuda_stream stream, int32_t *status);
 
-/* Clears the word of faults before kernels that may set it, and reads it after them, which waits and finds what
- * their launch left behind. */
+/* Clears the word of faults before kernels that may set it, and reads it after them, which waits and finds
+ * what their launch left behind. */
 int32_t aq_cuda_clear_faults(const aq_stream_state *stream);
 int32_t aq_cuda_read_faults(const aq_stream_state *stream);
 
@@ -132,8 +132,8 @@ static int32_t aq_run_rows(const aq_stream_state *on, const F &f, size_t rows) {
   return aq_cuda_launched();
 }
 
-/* f.put(j, i, f.at(i, j)) for every element of [rows, cols], in tiles that f.wants by their first row and column: both
- * sides in the order of their memory. */
+/* f.put(j, i, f.at(i, j)) for every element of [rows, cols], in tiles that f.wants by their first row and
+ * column: both sides in the order of their memory. */
 template <class F>
 static __global__ void __launch_bounds__(AQ_BLOCK) aq_each_turned(F f, size_t rows, size_t cols) {
   constexpr size_t SIDE = 32, STEP = AQ_BLOCK / SIDE;

@@ -1,11 +1,10 @@
-/* copies.cu: copies between host and device. An upload overlaps with the work before it: the host fills memory that
- * the device can read, a stream of its own brings that to the device, and the stream of the work takes it from there in
- * its turn.
+/* copies.cu: copies between host and device. An upload overlaps with the work before it: the host fills
+ * memory that the device can read, a stream of its own brings that to the device, and the stream of the work
+ * takes it from there in its turn.
  *
  *     host    data -> pinned          once the slot's last use was taken
  *     copies           pinned -> staging
- *     work                       staging -> buffer, behind all work before, in front of all behind
- */
+ *     work                       staging -> buffer, behind all work before, in front of all behind */
 #include "context.h"
 
 #include <stdlib.h>
@@ -57,8 +56,8 @@ static cudaError_t make_slot(aq_slot *slot) {
   return error;
 }
 
-/* Makes the slot behind the present one the present one, once all of it was taken: a new slot while there are fewer
- * than SLOTS and there is room. */
+/* Makes the slot behind the present one the present one, once all of it was taken: a new slot while there are
+ * fewer than SLOTS and there is room. */
 static cudaError_t turn(aq_ring *ring) {
   ring->used = 0;
   if (ring->made < SLOTS && (ring->made == 0 || ring->present == ring->made - 1)) {

@@ -1,10 +1,10 @@
-/* forward.cu: what a forward pass needs beside linear layers, within tolerances of the CPU's. Sums of rows are double,
- * as the oracle's; exponentials float32. */
+/* forward.cu: what a forward pass needs beside linear layers, within tolerances of the CPU's. Sums of rows
+ * are double, as the oracle's; exponentials float32. */
 #include "context.h"
 
 #include <math.h>
 
-/* Rows ----------------------------------------------------------------------------------------------------------------- */
+/* Rows --------------------------------------------------------------------------------------------------- */
 
 struct rms_norm {
   const float *x, *weight;
@@ -60,7 +60,7 @@ int32_t aq_cuda_layer_norm(aq_cuda_buffer x, size_t rows, size_t cols, aq_cuda_b
   return status == AQ_OK ? aq_run_rows(on, f, rows) : status;
 }
 
-/* Elements ------------------------------------------------------------------------------------------------------------- */
+/* Elements ----------------------------------------------------------------------------------------------- */
 
 AQ_DEVICE float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
@@ -180,7 +180,7 @@ int32_t aq_cuda_gate_add(aq_cuda_buffer residual, aq_cuda_buffer gate, aq_cuda_b
   return status == AQ_OK ? aq_run_elements(on, f, n) : status;
 }
 
-/* Places and times ----------------------------------------------------------------------------------------------------- */
+/* Places and times --------------------------------------------------------------------------------------- */
 
 /* A thread a row and frequency; heads share the angle. */
 struct rotary {
@@ -266,9 +266,10 @@ int32_t aq_cuda_unpatchify(aq_cuda_buffer tokens, size_t batch, size_t channels,
   return run_patches(tokens, batch, channels, height, width, patch, out, 1, stream);
 }
 
-/* Attention -------------------------------------------------------------------------------------------------------------- */
+/* Attention ---------------------------------------------------------------------------------------------- */
 
-/* Eight warps of four queries each; keys in runs of 32, a lane a key for the scores and some of a head's elements for the sums. */
+/* Eight warps of four queries each; keys in runs of 32, a lane a key for the scores and some of a head's
+ * elements for the sums. */
 #define WARPS 8
 #define QUERIES 4
 #define KEYS 32

@@ -1,5 +1,6 @@
-/* linear.cu: linear layers of full, packed and two-level weights. A single token has a warp a row, which reads every
- * weight once; more go through tensor cores, where weights in bfloat16 are their own high part. */
+/* linear.cu: linear layers of full, packed and two-level weights. A single token has a warp a row, which
+ * reads every weight once; more go through tensor cores, where weights in bfloat16 are their own high
+ * part. */
 #include "quantize/packed.h"
 #include "tensor.h"
 

@@ -1,5 +1,5 @@
-/* product.cu: products in tiles: a block's tiles of a and b go through shared memory, a thread has MICRO x MICRO
- * elements of c in registers, and what comes next is read while the present tiles are multiplied. */
+/* product.cu: products in tiles: a block's tiles of a and b go through shared memory, a thread has MICRO x
+ * MICRO elements of c in registers, and what comes next is read while the present tiles are multiplied. */
 #include "product.h"
 
 #define AQ_TILE_K 8

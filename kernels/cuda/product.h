@@ -1,5 +1,5 @@
-/* product.h: products of float32 matrices. Every element is one chain of fused multiply-adds in the order of k, begun
- * at what c holds: the bits of the CPU's aq_product_job. */
+/* product.h: products of float32 matrices. Every element is one chain of fused multiply-adds in the order of
+ * k, begun at what c holds: the bits of the CPU's aq_product_job. */
 #ifndef AQ_CUDA_PRODUCT_H
 #define AQ_CUDA_PRODUCT_H
 

@@ -1,6 +1,6 @@
-/* rows.cu: error feedback, and descent over codes with refits, against a layer's second moment: the CPU's bytes. A warp
- * has a row; its lanes have the columns of a part side by side, and what one column means for the others is exchanged
- * by shuffles. What a block of columns means for all others is one product. */
+/* rows.cu: error feedback, and descent over codes with refits, against a layer's second moment: the CPU's
+ * bytes. A warp has a row; its lanes have the columns of a part side by side, and what one column means for
+ * the others is exchanged by shuffles. What a block of columns means for all others is one product. */
 #include "rows.h"
 
 #include "../arithmetic/refit.h"
@@ -34,8 +34,8 @@ static __global__ void __launch_bounds__(AQ_BLOCK) copy_block(const float *from,
     to[i / cols * AQ_STEP_BLOCK + i % cols] = from[i / cols * stride + i % cols];
 }
 
-/* `part` columns in their order from `first` on. left [rows, AQ_STEP_BLOCK]: what is to be rounded; errors: weights,
- * their errors afterwards. `u`: the factor's own rows and columns. */
+/* `part` columns in their order from `first` on. left [rows, AQ_STEP_BLOCK]: what is to be rounded; errors:
+ * weights, their errors afterwards. `u`: the factor's own rows and columns. */
 static __global__ void __launch_bounds__(AQ_BLOCK)
     feedback_part(rows_job job, size_t first, size_t part, const float *u, size_t stride, const float *pivots,
                   const int32_t *order, const float *left, float *errors) {
@@ -210,7 +210,8 @@ static __global__ void __launch_bounds__(AQ_BLOCK) refit_rows(refine_job job) {
   }
 }
 
-/* What the lanes of a warp have of a part of up to 32 * OWN columns of a row: column 32 q + lane is number q. */
+/* What the lanes of a warp have of a part of up to 32 * OWN columns of a row: column 32 q + lane is number
+ * q. */
 template <int OWN>
 struct part_columns {
   float gradient[OWN], code[OWN];
@@ -253,8 +254,9 @@ AQ_DEVICE void refit_part(const refine_job &job, size_t col, size_t part, const 
   }
 }
 
-/* A part of columns from `col` on: its refit, then its codes one after the other, each the best given all others.
- * changes [rows, AQ_STEP_BLOCK]: how far its values have moved; added to `steps` from the second sweep on. */
+/* A part of columns from `col` on: its refit, then its codes one after the other, each the best given all
+ * others. changes [rows, AQ_STEP_BLOCK]: how far its values have moved; added to `steps` from the second
+ * sweep on. */
 template <int OWN>
 static __global__ void __launch_bounds__(AQ_BLOCK)
     descend_part(refine_job job, size_t col, size_t part, const float *rows, size_t stride, float *changes,

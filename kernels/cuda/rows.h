@@ -1,5 +1,5 @@
-/* rows.h: what all solve that go over rows of weights against a moment in blocks on its diagonal: sizes, checks, and who
- * has which row. */
+/* rows.h: what all solve that go over rows of weights against a moment in blocks on its diagonal: sizes,
+ * checks, and who has which row. */
 #ifndef AQ_CUDA_ROWS_H
 #define AQ_CUDA_ROWS_H
 
@@ -87,9 +87,9 @@ static int32_t check_rows(const aq_stream_state *on, aq_cuda_buffer weights, siz
 
 /* Refining -----------------------------------------------------------------------------------------------
  *
- * A Job has `own`, a rows_job whose codes and grids are the state of the descent; the moment; `ones` [cols], sums of a
- * row of the moment over the columns of its group; `group_sums` [groups], sums of those over the group; and `improved`
- * [rows], objectives. */
+ * A Job has `own`, a rows_job whose codes and grids are the state of the descent; the moment; `ones` [cols],
+ * sums of a row of the moment over the columns of its group; `group_sums` [groups], sums of those over the
+ * group; and `improved` [rows], objectives. */
 
 template <class Job>
 static __global__ void __launch_bounds__(AQ_BLOCK) sum_rows(Job job) {
@@ -116,8 +116,8 @@ static __global__ void __launch_bounds__(AQ_BLOCK) sum_groups(Job job) {
   }
 }
 
-/* Sums of parts of AQ_PART columns, each lane those of a part, added up in double in the parts' order. `add(k, sums)`
- * adds what column k means to the part's N sums. */
+/* Sums of parts of AQ_PART columns, each lane those of a part, added up in double in the parts' order.
+ * `add(k, sums)` adds what column k means to the part's N sums. */
 template <int N, class Add>
 AQ_DEVICE void sum_parts(size_t cols, double totals[N], const Add &add) {
   for (int i = 0; i < N; i++) totals[i] = 0;

@@ -1,6 +1,6 @@
-/* solver.cu: second moments, and their factor and rows times their inverse: the CPU's bytes. As there, blocks of columns
- * are made from the last on, and what a block means for the others is one product. A warp has a row. Only second
- * moments are sums on tensor cores, within a tolerance. */
+/* solver.cu: second moments, and their factor and rows times their inverse: the CPU's bytes. As there, blocks
+ * of columns are made from the last on, and what a block means for the others is one product. A warp has a
+ * row. Only second moments are sums on tensor cores, within a tolerance. */
 #include "product.h"
 #include "tensor.h"
 
@@ -129,7 +129,8 @@ static void solve_triangle(const aq_stream_state *on, const float *u, size_t u_r
   aq_launch(on, triangle_rows, warp_blocks(rows), AQ_BLOCK, 0, u, u_row, n, b, b_row, rows, back);
 }
 
-/* c [rows, cols] -= products of solved columns of b, taken up or down from `first`, and rows or columns of U. */
+/* c [rows, cols] -= products of solved columns of b, taken up or down from `first`, and rows or columns of
+ * U. */
 static void subtract_solved(const aq_stream_state *on, const float *solved, ptrdiff_t row, ptrdiff_t step,
                             const float *u, ptrdiff_t u_step, ptrdiff_t u_col, size_t k, float *c, size_t rows,
                             size_t cols) {
@@ -205,7 +206,8 @@ int32_t aq_cuda_solve_moment(aq_cuda_buffer factor, aq_cuda_buffer pivots, size_
 
 /* Factor ------------------------------------------------------------------------------------------------- */
 
-/* n <= AQ_FACTOR_PART columns, from the last on: each is scaled by its pivot and its products leave those before. */
+/* n <= AQ_FACTOR_PART columns, from the last on: each is scaled by its pivot and its products leave those
+ * before. */
 static __global__ void __launch_bounds__(AQ_BLOCK)
     factor_columns(float *h, size_t stride, size_t n, float *pivots, int32_t *faults) {
   __shared__ float own[AQ_FACTOR_PART][AQ_FACTOR_PART + 1], g[AQ_FACTOR_PART];

@@ -1,6 +1,6 @@
-/* tensor.cu: products on tensor cores. Stages of 32 columns go through shared memory by asynchronous copies, two ahead
- * of the one that is multiplied. A warp has M x N fragments of 16 x 16. Tensor cores cut off what they add, so after two
- * stages their sums go to others, which round to nearest. */
+/* tensor.cu: products on tensor cores. Stages of 32 columns go through shared memory by asynchronous copies,
+ * two ahead of the one that is multiplied. A warp has M x N fragments of 16 x 16. Tensor cores cut off what
+ * they add, so after two stages their sums go to others, which round to nearest. */
 #include "tensor.h"
 
 #include <cuda_bf16.h>

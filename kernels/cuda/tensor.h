@@ -1,6 +1,6 @@
-/* tensor.h: products on tensor cores, for moments and forward passes. A float32 number is the sum of two bfloat16 ones,
- * its parts; three products of parts are within 3/65536 of the product (docs/cuda.md). What decides codes from equal
- * moments takes the sums of fixed order in product.h instead. */
+/* tensor.h: products on tensor cores, for moments and forward passes. A float32 number is the sum of two
+ * bfloat16 ones, its parts; three products of parts are within 3/65536 of the product (docs/cuda.md). What
+ * decides codes from equal moments takes the sums of fixed order in product.h instead. */
 #ifndef AQ_CUDA_TENSOR_H
 #define AQ_CUDA_TENSOR_H
 
@@ -14,14 +14,16 @@
 
 static inline size_t aq_tensor_padded(size_t k) { return (k + AQ_TENSOR_STEP - 1) / AQ_TENSOR_STEP * AQ_TENSOR_STEP; }
 
-/* How many rows of `k` numbers have their parts in a slice: 1 or a multiple of AQ_TENSOR_STEP at least, `rows` at most. */
+/* How many rows of `k` numbers have their parts in a slice: 1 or a multiple of AQ_TENSOR_STEP at least,
+ * `rows` at most. */
 static inline size_t aq_tensor_slice(size_t rows, size_t k) {
   const size_t fit = AQ_SLICE_BYTES / (aq_tensor_padded(k) * 4) / AQ_TENSOR_STEP * AQ_TENSOR_STEP;
   const size_t most = fit < AQ_TENSOR_STEP ? AQ_TENSOR_STEP : fit;
   return rows < most ? rows : most;
 }
 
-/* The parts of a matrix [rows, stride]; low null: high is all there is. Both are multiples of sixteen bytes. */
+/* The parts of a matrix [rows, stride]; low null: high is all there is. Both are multiples of sixteen
+ * bytes. */
 struct aq_parts {
   uint16_t *high, *low;
   size_t rows, stride;
@@ -47,7 +49,8 @@ struct aq_tensor_product {
 /* Puts a product on the stream. */
 int32_t aq_cuda_tensor_product(const aq_stream_state *on, const aq_tensor_product &product);
 
-/* Puts x [k, rows] as parts of rows [rows, k] on the stream; weight null, or [k], multiplied and rounded first. */
+/* Puts x [k, rows] as parts of rows [rows, k] on the stream; weight null, or [k], multiplied and rounded
+ * first. */
 int32_t aq_cuda_split_columns(const aq_stream_state *on, const float *x, size_t k, size_t rows, const float *weight,
                               const aq_parts &parts);
 
@@ -63,7 +66,8 @@ struct aq_tensor_weights {
 int32_t aq_cuda_tensor_linear(aq_stream_state *on, const aq_tensor_weights &weights, const float *x, size_t tokens,
                               const float *bias, float *out);
 
-/* A number's high part is the nearest bfloat16, or the last finite one; the low part the nearest to the rest. */
+/* A number's high part is the nearest bfloat16, or the last finite one; the low part the nearest to the
+ * rest. */
 AQ_DEVICE void aq_split(float value, uint16_t *high, uint16_t *low) {
   const uint16_t nearest = aq_bfloat_from_float(value);
   const bool is_finite = value - value == 0.0f;

@@ -59,14 +59,15 @@ AQ_API int32_t aq_cuda_end_timing(aq_cuda_stream stream, double *milliseconds);
 /* buffer[0] = a new buffer of the stream's device, its bytes unspecified. */
 AQ_API int32_t aq_cuda_allocate(size_t bytes, uint64_t *buffer, aq_cuda_stream stream);
 
-/* part[0] = a handle of `bytes` of a buffer from `offset` on, a multiple of sixteen; it is freed before the buffer. */
+/* part[0] = a handle of `bytes` of a buffer from `offset` on, a multiple of sixteen; it is freed before the
+ * buffer. */
 AQ_API int32_t aq_cuda_part(aq_cuda_buffer buffer, size_t offset, size_t bytes, uint64_t *part);
 
 /* Frees a buffer after the work of its device, or a part; 0 is fine. */
 AQ_API int32_t aq_cuda_free(aq_cuda_buffer buffer);
 
-/* bytes of `data`, which may change afterwards, -> buffer from `offset`. Goes on while the work before it does; the
- * stream keeps memory for that, of the host and the device, if there is room. */
+/* bytes of `data`, which may change afterwards, -> buffer from `offset`. Goes on while the work before it
+ * does; the stream keeps memory for that, of the host and the device, if there is room. */
 AQ_API int32_t aq_cuda_upload(const void *data, size_t bytes, aq_cuda_buffer buffer, size_t offset,
                               aq_cuda_stream stream);
 
@@ -110,8 +111,8 @@ AQ_API int32_t aq_cuda_dequantize_trellis(aq_cuda_buffer packed, aq_cuda_buffer 
                                           size_t cols, int32_t bits, size_t group_size, aq_cuda_buffer out,
                                           int32_t dtype, aq_cuda_stream stream);
 
-/* aq_linear_trellis; bias 0: none. Sums are rounded in another order than the CPU's, always the same one; those of more
- * than eight tokens are made on tensor cores, as aq_cuda_linear's. */
+/* aq_linear_trellis; bias 0: none. Sums are rounded in another order than the CPU's, always the same one;
+ * those of more than eight tokens are made on tensor cores, as aq_cuda_linear's. */
 AQ_API int32_t aq_cuda_linear_trellis(aq_cuda_buffer x, size_t tokens, aq_cuda_buffer packed, aq_cuda_buffer scale,
                                       aq_cuda_buffer offset, aq_cuda_buffer bias, size_t rows, size_t cols, int32_t bits,
                                       size_t group_size, aq_cuda_buffer out, aq_cuda_stream stream);
@@ -128,8 +129,8 @@ AQ_API int32_t aq_cuda_linear_trellis_int8(aq_cuda_buffer codes, aq_cuda_buffer 
 AQ_API int32_t aq_cuda_multiply(aq_cuda_buffer a, aq_cuda_buffer b, size_t rows, size_t k, size_t cols, aq_cuda_buffer c,
                                 aq_cuda_stream stream);
 
-/* y 0: x itself; weight 0: ones. Blocks of more than one column are sums of products on tensor cores, within 5e-5 of
- * the sum of the products' magnitudes; the diagonal is the CPU's to the bit. */
+/* y 0: x itself; weight 0: ones. Blocks of more than one column are sums of products on tensor cores, within
+ * 5e-5 of the sum of the products' magnitudes; the diagonal is the CPU's to the bit. */
 AQ_API int32_t aq_cuda_accumulate_moment(aq_cuda_buffer x, aq_cuda_buffer y, aq_cuda_buffer weight, size_t tokens,
                                          size_t rows, size_t cols, size_t block, aq_cuda_buffer out,
                                          aq_cuda_stream stream);
@@ -172,9 +173,10 @@ AQ_API int32_t aq_cuda_settle_trellis(aq_cuda_buffer weights, size_t rows, size_
 
 /* Forward passes ------------------------------------------------------------------------------------------
  *
- * The functions of arrowquant.h of the same names, within tolerances: another order of additions, exponentials in
- * float32, and linear layers of more than one token on tensor cores, within 5e-5 of the products' magnitudes. Handles may be 0 where pointers may be null. aq_cuda_attention is AQ_E_UNSUPPORTED for heads of more
- * than 256 numbers; aq_cuda_rotary waits. */
+ * The functions of arrowquant.h of the same names, within tolerances: another order of additions,
+ * exponentials in float32, and linear layers of more than one token on tensor cores, within 5e-5 of the
+ * products' magnitudes. Handles may be 0 where pointers may be null. aq_cuda_attention is AQ_E_UNSUPPORTED
+ * for heads of more than 256 numbers; aq_cuda_rotary waits. */
 AQ_API int32_t aq_cuda_linear(aq_cuda_buffer x, size_t tokens, aq_cuda_buffer weights, int32_t dtype,
                               aq_cuda_buffer bias, size_t rows, size_t cols, aq_cuda_buffer out, aq_cuda_stream stream);
 AQ_API int32_t aq_cuda_linear_packed(aq_cuda_buffer x, size_t tokens, aq_cuda_buffer packed, aq_cuda_buffer scale,
@@ -210,8 +212,8 @@ AQ_API int32_t aq_cuda_unpatchify(aq_cuda_buffer tokens, size_t batch, size_t ch
 
 /* Gradients -----------------------------------------------------------------------------------------------
  *
- * The functions of arrowquant.h of the same names, to the bit. aq_cuda_attention_backward is AQ_E_UNSUPPORTED for
- * heads of more than 256 numbers. */
+ * The functions of arrowquant.h of the same names, to the bit. aq_cuda_attention_backward is AQ_E_UNSUPPORTED
+ * for heads of more than 256 numbers. */
 AQ_API int32_t aq_cuda_transpose(aq_cuda_buffer in, size_t rows, size_t cols, aq_cuda_buffer out,
                                  aq_cuda_stream stream);
 AQ_API int32_t aq_cuda_packed_gradient(aq_cuda_buffer dw, aq_cuda_buffer packed, aq_cuda_buffer scale,

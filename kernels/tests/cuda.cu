@@ -1,5 +1,6 @@
-/* cuda.cu: the kernels of the CUDA library against the scalar oracle, to the bit or within tolerances, on awkward shapes;
- * on a device or, built with the emulator's headers, on the host. Exit status 77 without a device.
+/* cuda.cu: the kernels of the CUDA library against the scalar oracle, to the bit or within tolerances, on
+ * awkward shapes; on a device or, built with the emulator's headers, on the host. Exit status 77 without a
+ * device.
  *
  *     driver [seed] [share | quick]
  *     driver bench [small]             timings alone */

@@ -1,6 +1,7 @@
-/* trellis.c: trellis codes on every instruction set of this build: levels by the definition, dequantized weights and
- * statistics against the scalar oracle to the bit, products with float32 activations against sums in double, products
- * with 8-bit activations and gradients to the bit; and what the best path through the table makes of Gaussian numbers. */
+/* trellis.c: trellis codes on every instruction set of this build: levels by the definition, dequantized
+ * weights and statistics against the scalar oracle to the bit, products with float32 activations against sums
+ * in double, products with 8-bit activations and gradients to the bit; and what the best path through the
+ * table makes of Gaussian numbers. */
 #include "harness.h"
 
 enum { MOST_WINDOWS = 512 };
@@ -46,8 +47,8 @@ static void matrix(int32_t isa, int32_t b, size_t r, size_t c, size_t g, int tin
     }
 }
 
-/* Products with float32 activations against sums in double, with 8-bit ones against the scalar oracle to the bit, and
- * that against sums in double; a token alone is the same with 8 bits. */
+/* Products with float32 activations against sums in double, with 8-bit ones against the scalar oracle to the
+ * bit, and that against sums in double; a token alone is the same with 8 bits. */
 static void products(int32_t isa, size_t tokens, int with_bias) {
   const size_t n = tokens * rows;
   float *x = gaussians(tokens * cols, 1), *bias = with_bias ? gaussians(rows, 1) : 0;
@@ -151,11 +152,36 @@ static void run_bits(int32_t isa, int32_t b) {
     }
 }
 
-static void run(int32_t isa) {
-  for (int32_t b = 2; b <= 3; b++) run_bits(isa, b);
+/* Activations whose sum over a group is above what float32 holds; the products are not. */
+static void large_activations(int32_t isa, int32_t b) {
+  static const size_t sizes[] = {0, 64, 256};
+  for (size_t g = 0; g < COUNT(sizes); g++) {
+    matrix(isa, b, 5, 256, sizes[g], 0);
+    float *x = take(cols * 4), *first = 0, *expected = take(rows * 4), *tolerance = take(rows * 4);
+    for (size_t k = 0; k < cols; k++) x[k] = 1e37f;
+    for (size_t r = 0; r < rows; r++) {
+      double sum = 0, magnitude = 0;
+      for (size_t k = 0; k < cols; k++) {
+        sum += (double)weights[r * cols + k] * (double)x[k];
+        magnitude += fabs((double)weights[r * cols + k]) * (double)x[k];
+      }
+      expected[r] = (float)sum, tolerance[r] = (float)(magnitude * 0x1p-14);
+    }
+    EXPECT_ON_THREADS("linear_trellis, large", where, first, expected, rows, tolerance, 0,
+                      aq_linear_trellis(x, 1, packed, scale, offset, 0, rows, cols, bits, group_size, out, isa, threads));
+    release();
+  }
 }
 
-/* The mean squared error of the best path for Gaussian numbers: below two thirds of that of uniform levels. */
+static void run(int32_t isa) {
+  for (int32_t b = 2; b <= 3; b++) {
+    run_bits(isa, b);
+    large_activations(isa, b);
+  }
+}
+
+/* The mean squared error of the best path for Gaussian numbers: below two thirds of that of uniform
+ * levels. */
 static void best_path(int32_t b, double deviation, double uniform) {
   enum { N = 20000, STATES = 64 };
   double cost[STATES], next[STATES];

@@ -1,7 +1,7 @@
 /* trellis_search.c: the search for trellis codes, and what settles their scales, offsets and codes, on every
- * instruction set of this build against the scalar oracle, to the bit, on awkward shapes, with guard bytes behind
- * each output, for 1 and 3 threads; and the oracle against all sequences of codes, against error feedback, and
- * against sums in double. */
+ * instruction set of this build against the scalar oracle, to the bit, on awkward shapes, with guard bytes
+ * behind each output, for 1 and 3 threads; and the oracle against all sequences of codes, against error
+ * feedback, and against sums in double. */
 #include "harness.h"
 
 typedef struct {

@@ -1,8 +1,9 @@
-/* solver/trellis.h: codes whose weight depends on the codes before it: weight j of a row is scale * table[window] +
- * offset, the window the code's own bits on top of those before it, codes in front of the row 0. Searched by a beam
- * with a survivor for each window, every one of which carries its own error feedback; then scales and offsets by
- * least squares, and descent over codes. Rows are independent. Every element is one chain of fused multiply-adds in
- * the oracle's order, so that codes, scales and offsets are the same to the bit. */
+/* solver/trellis.h: codes whose weight depends on the codes before it: weight j of a row is scale *
+ * table[window] + offset, the window the code's own bits on top of those before it, codes in front of the row
+ * 0. Searched by a beam with a survivor for each window, every one of which carries its own error feedback;
+ * then scales and offsets by least squares, and descent over codes. Rows are independent. Every element is
+ * one chain of fused multiply-adds in the oracle's order, so that codes, scales and offsets are the same to
+ * the bit. */
 #ifndef AQ_SOLVER_TRELLIS_H
 #define AQ_SOLVER_TRELLIS_H
 
@@ -20,8 +21,8 @@ static inline size_t aq_trellis_reach(int32_t bits) { return AQ_TRELLIS_BEFORE /
 
 static inline size_t aq_trellis_windows(int32_t bits) { return AQ_TRELLIS_WINDOWS(bits); }
 
-/* The moment and its factor are blocks on the diagonal, `block` columns each, one after the other; columns keep
- * their order. */
+/* The moment and its factor are blocks on the diagonal, `block` columns each, one after the other; columns
+ * keep their order. */
 typedef struct {
   const float *weights; /* [rows, cols] */
   size_t rows, cols;
@@ -60,13 +61,14 @@ typedef struct {
 
 extern const aq_trellis_kernels aq_trellis_scalar;
 
-/* Floats of scratch for a chunk: its rows four times, codes, grids, and for each window of each row its cost, its
- * targets in a block and its path. */
+/* Floats of scratch for a chunk: its rows four times, codes, grids, and for each window of each row its cost,
+ * its targets in a block and its path. */
 static inline size_t aq_trellis_floats(size_t cols, size_t groups) {
   return AQ_TRELLIS_MOST_LANES * (4 * cols + cols / 4 + 2 * groups + AQ_TRELLIS_MOST_WINDOWS * (AQ_TRELLIS_BLOCK + 5) + 64);
 }
 
-/* A matrix of blocks on the diagonal, and where row k of it lies: its element j is row[j] for begin <= j < end. */
+/* A matrix of blocks on the diagonal, and where row k of it lies: its element j is row[j] for begin <= j <
+ * end. */
 typedef struct {
   const float *row;
   size_t begin, end;

@@ -73,8 +73,8 @@ static void search_column(const aq_search_job *job, beam *b, size_t row, size_t 
   b->next_paths = paths;
 }
 
-/* Decides the columns before `until` for the best survivor, ends those that do not share them, and passes their
- * errors on to the columns from `searched` on. */
+/* Decides the columns before `until` for the best survivor, ends those that do not share them, and passes
+ * their errors on to the columns from `searched` on. */
 static double decide(const aq_search_job *job, beam *b, size_t row, size_t until, size_t searched) {
   const size_t windows = aq_trellis_windows(job->bits), count = until - b->from;
   const size_t best = best_of(b->cost, windows);
@@ -142,7 +142,8 @@ static float value_of(const aq_settle_job *job, const state *s, size_t col) {
   return aq_fma(s->scale[g], job->table[window_of(job, s->codes, col)], s->offset[g]);
 }
 
-/* out[j] (+-)= sum over columns [begin, end) of x times their rows of the moment, for j outside [skip, skip_end). */
+/* out[j] (+-)= sum over columns [begin, end) of x times their rows of the moment, for j outside [skip,
+ * skip_end). */
 static void multiply(const aq_settle_job *job, int subtract, const float *x, size_t begin, size_t end, size_t skip,
                      size_t skip_end, float *out) {
   for (size_t k = begin; k < end; k++) {
@@ -213,7 +214,8 @@ static void fit_group(const aq_settle_job *job, state *s, size_t first, size_t s
   aq_best_line(sums, job->group_sums[g], s->scale + g, s->offset + g);
 }
 
-/* A code to the one that is best given all others, where the objective falls; gradients of columns before `end`. */
+/* A code to the one that is best given all others, where the objective falls; gradients of columns before
+ * `end`. */
 static void descend_code(const aq_settle_job *job, state *s, size_t first, size_t col, size_t end) {
   const size_t reach = aq_min_size(aq_trellis_reach(job->bits), job->cols - 1 - col);
   const uint8_t old = s->codes[col];
@@ -247,8 +249,8 @@ static void descend_code(const aq_settle_job *job, state *s, size_t first, size_
   }
 }
 
-/* A part of the columns after the other: its scale and offset where groups have their own, then its codes, then what
- * both mean for all other columns. */
+/* A part of the columns after the other: its scale and offset where groups have their own, then its codes,
+ * then what both mean for all other columns. */
 static void descend(const aq_settle_job *job, state *s) {
   const size_t n = job->cols, most = job->groups > 1 && job->refit ? job->group_size : AQ_PART;
   for (size_t first = 0; first < n; first += most) {

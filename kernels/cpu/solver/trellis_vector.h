@@ -1,8 +1,9 @@
-/* solver/trellis_vector.h: solver/trellis.h over vectors of AQ_W rows, included once by each unit of isa/ behind
- * solver/vector.h; every lane repeats the oracle's operations in its order. */
+/* solver/trellis_vector.h: solver/trellis.h over vectors of AQ_W rows, included once by each unit of isa/
+ * behind solver/vector.h; every lane repeats the oracle's operations in its order. */
 #include "trellis.h"
 
-/* Columns whose products with a chunk are made at once: few enough for their rows of a wide moment to stream. */
+/* Columns whose products with a chunk are made at once: few enough for their rows of a wide moment to
+ * stream. */
 #define AQ_TRELLIS_PART 16
 
 AQ_INLINE vu v_load_bits(const float *p) {
@@ -25,9 +26,9 @@ static void load_lines(const float *from, size_t rows, size_t groups, float *chu
 
 /* Search ------------------------------------------------------------------------------------------------- */
 
-/* A survivor: its cost, the columns of a block with its errors passed on, and its codes in this block and in the one
- * before, in words. It lies where the code of the column k is digit k mod (codes of a window) of its place, so that
- * the survivors of a window take the places of those that they come from. */
+/* A survivor: its cost, the columns of a block with its errors passed on, and its codes in this block and in
+ * the one before, in words. It lies where the code of the column k is digit k mod (codes of a window) of its
+ * place, so that the survivors of a window take the places of those that they come from. */
 #define AQ_SURVIVOR ((AQ_TRELLIS_BLOCK + 5) * AQ_W)
 #define AQ_TARGET(survivor, k) ((survivor) + (1 + (k)) * AQ_W)
 #define AQ_NOW(survivor, word) ((survivor) + (1 + AQ_TRELLIS_BLOCK + (word)) * AQ_W)

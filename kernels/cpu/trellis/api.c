@@ -1,5 +1,5 @@
-/* trellis/api.c: the functions of arrowquant.h for matrices of trellis codes; the work is the other families', on a
- * view whose levels are the instruction set's. */
+/* trellis/api.c: the functions of arrowquant.h for matrices of trellis codes; the work is the other
+ * families', on a view whose levels are the instruction set's. */
 #include "../dispatch.h"
 
 int32_t aq_trellis_table(int32_t bits, float *levels) {
@@ -34,9 +34,10 @@ int32_t aq_trellis_error_statistics(const void *weights, int32_t dtype, const ui
                          : status;
 }
 
-static int finite(const float *x, size_t n) {
+/* Whether no sum of x times levels overflows, which a token alone takes before the scales. */
+static int are_moderate(const float *x, size_t n) {
   for (size_t i = 0; i < n; i++)
-    if (!(x[i] - x[i] == 0.0f)) return 0;
+    if (!(__builtin_fabsf(x[i]) < 0x1p100f)) return 0;
   return 1;
 }
 
@@ -51,7 +52,9 @@ int32_t aq_linear_trellis(const float *x, size_t tokens, const uint32_t *packed,
     status = aq_view_trellis(packed, scale, offset, rows, cols, bits, group_size, kernels->levels, &job.view);
   if (status != AQ_OK) return status;
   aq_linear_kernels linear = kernels->forward->linear;
-  if (kernels->tokens && tokens <= linear.few_tokens && cols && job.view.group_size >= 64 && finite(x, tokens * cols))
+  if (tokens <= linear.few_tokens && !are_moderate(x, tokens * cols))
+    linear.few_tokens = 0; /* with whole weights, as many tokens */
+  else if (kernels->tokens && cols && job.view.group_size >= 64)
     linear.one = kernels->tokens->floats[bits - 2];
   return aq_run_linear(&linear, &job, threads);
 }

@@ -1,11 +1,12 @@
-/* trellis/avx512_vbmi.c: trellis codes with AVX-512 VBMI, permutations of bytes out of a table of 128 entries.
- * Compiled with the matching -m flags and reached only after a check. */
+/* trellis/avx512_vbmi.c: trellis codes with AVX-512 VBMI, permutations of bytes out of a table of 128
+ * entries. Compiled with the matching -m flags and reached only after a check. */
 #include <immintrin.h>
 #include <stdint.h>
 
 #include "kernels.h"
 
-/* Half of a width's table, 128 levels of 2 bits or 256 of 3, each more by a number that its other half takes twice. */
+/* Half of a width's table, 128 levels of 2 bits or 256 of 3, each more by a number that its other half takes
+ * twice. */
 typedef struct {
   __m512i part[4], twice;
 } level_table;
@@ -19,8 +20,8 @@ AQ_INLINE level_table load_more(const int bits, int8_t more) {
   return table;
 }
 
-/* Levels of 64 codes, of which `of` begins with the byte before them. A table's second half is the first turned round,
- * with other signs. */
+/* Levels of 64 codes, of which `of` begins with the byte before them. A table's second half is the first
+ * turned round, with other signs. */
 AQ_INLINE __m512i levels_of(const int bits, level_table table, __m256i of) {
   const __m512i bytes = _mm512_castsi256_si512(of);
   if (bits == 2) {
@@ -33,7 +34,8 @@ AQ_INLINE __m512i levels_of(const int bits, level_table table, __m256i of) {
     const __m512i found = _mm512_permutex2var_epi8(table.part[0], at, table.part[1]);
     return _mm512_mask_sub_epi8(found, second, table.twice, found);
   }
-  /* four bytes, from bits 2, 5, ... 23 on; a window's ninth bit is the highest of the eight that begin a bit later */
+  /* four bytes, from bits 2, 5, ... 23 on; a window's ninth bit is the highest of the eight that begin a bit
+   * later */
   const __m512i places = _mm512_setr_epi64(0x03020100, 0x06050403, 0x09080706, 0x0c0b0a09, 0x0f0e0d0c, 0x1211100f, 0x15141312,
                                            0x18171615);
   const __m512i own = _mm512_permutexvar_epi8(places, bytes);

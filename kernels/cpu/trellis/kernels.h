@@ -6,7 +6,7 @@
 
 /* As aq_linear_kernels.one, for a group of 64 columns at least, for codes of 2 and of 3 bits. */
 typedef struct {
-  void (*floats[2])(const aq_linear_job *job, size_t token, size_t row_begin, size_t row_end); /* x is finite */
+  void (*floats[2])(const aq_linear_job *job, size_t token, size_t row_begin, size_t row_end); /* of x below 2^100 */
   void (*bytes[2])(const aq_linear_job *job, size_t token, size_t row_begin, size_t row_end);
 } aq_trellis_tokens;
 

@@ -1,12 +1,12 @@
-/* trellis/levels_avx512.h: levels of 64 trellis codes with AVX-512 BW, where the processor has no VBMI: permutations of
- * 16-bit numbers that hold two levels. */
+/* trellis/levels_avx512.h: levels of 64 trellis codes with AVX-512 BW, where the processor has no VBMI:
+ * permutations of 16-bit numbers that hold two levels. */
 #include <immintrin.h>
 #include <stdint.h>
 
 #include "../packed.h"
 
-/* Half of a table, levels i and i + 64 of each 128 in the bytes of a number, the numbers of 64 in two vectors; and a
- * number that was added to each level, twice. */
+/* Half of a table, levels i and i + 64 of each 128 in the bytes of a number, the numbers of 64 in two
+ * vectors; and a number that was added to each level, twice. */
 typedef struct {
   __m512i part[4], twice;
 } level_table;
@@ -33,12 +33,12 @@ AQ_INLINE __m512i look_up(const __m512i part[2], __m512i at) {
   return _mm512_mask_mov_epi8(low, later, high);
 }
 
-/* Levels of 64 codes, of which `of` begins with the byte before them. A table's second half is the first turned round,
- * with other signs. */
+/* Levels of 64 codes, of which `of` begins with the byte before them. A table's second half is the first
+ * turned round, with other signs. */
 AQ_INLINE __m512i levels_of(const int bits, level_table table, __m256i of) {
   if (bits == 2) {
-    /* four bytes and the one before them in each lane; each byte and the one before it twice in 16 bits, v: v >> 2 and
-     * v >> 4, v >> 6 and v >> 8 are its four windows */
+    /* four bytes and the one before them in each lane; each byte and the one before it twice in 16 bits, v: v
+     * >> 2 and v >> 4, v >> 6 and v >> 8 are its four windows */
     const __m512i words = _mm512_setr_epi32(0, 1, 0, 0, 1, 2, 0, 0, 2, 3, 0, 0, 3, 4, 0, 0);
     const __m512i places = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 0, 1, 1, 2, 1, 2, 2, 3, 2, 3, 3, 4, 3, 4));
     const __m512i v = _mm512_shuffle_epi8(_mm512_permutexvar_epi32(words, _mm512_castsi256_si512(of)), places);
@@ -49,7 +49,8 @@ AQ_INLINE __m512i levels_of(const int bits, level_table table, __m256i of) {
     const __m512i found = look_up(table.part, _mm512_mask_sub_epi8(windows, second, _mm512_set1_epi8(-1), windows));
     return _mm512_mask_sub_epi8(found, second, table.twice, found);
   }
-  /* six bytes and the one before them in each lane, of 16 codes; the windows of eight in the highest bits of 16 */
+  /* six bytes and the one before them in each lane, of 16 codes; the windows of eight in the highest bits of
+   * 16 */
   const __m512i words = _mm512_setr_epi32(0x10000, 0x30002, 0, 0, 0x40003, 0x60005, 0, 0, 0x70006, 0x90008, 0, 0, 0xa0009,
                                           0xc000b, 0, 0);
   const __m512i places = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 0, 1, 1, 2, 1, 2, 1, 2, 2, 3, 2, 3, 2, 3));

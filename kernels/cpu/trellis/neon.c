@@ -1,5 +1,5 @@
-/* trellis/neon.c: levels of trellis codes with Advanced SIMD's table look-ups of 64 entries: two for half of the table of
- * 2 bits, four for that of 3. */
+/* trellis/neon.c: levels of trellis codes with Advanced SIMD's table look-ups of 64 entries: two for half of
+ * the table of 2 bits, four for that of 3. */
 #include <arm_neon.h>
 #include <stdint.h>
 
@@ -21,8 +21,8 @@ AQ_INLINE level_table_3 load_table_3(void) {
                           vld1q_s8_x4(aq_trellis_levels_3 + 128), vld1q_s8_x4(aq_trellis_levels_3 + 192)}};
 }
 
-/* Levels at places of half a table; `second`: -1 where they are of the other half, which is the first turned round, with
- * other signs. */
+/* Levels at places of half a table; `second`: -1 where they are of the other half, which is the first turned
+ * round, with other signs. */
 AQ_INLINE void store_levels(const int8x16x4_t *part, const int parts, uint8x16_t at, int8x16_t second, int8_t *levels) {
   int8x16_t found = vqtbl4q_s8(part[0], at); /* 0 behind the first 64, and kept where the next look-up finds none */
 #pragma GCC unroll 4
@@ -31,7 +31,8 @@ AQ_INLINE void store_levels(const int8x16x4_t *part, const int parts, uint8x16_t
 }
 
 AQ_INLINE void block_levels_2(level_table_2 table, const uint8_t *from, int8_t *levels) {
-  /* a byte and the one before it twice in 16 bits: v >> 2 and v >> 4, v >> 6 and v >> 8 are its four windows */
+  /* a byte and the one before it twice in 16 bits: v >> 2 and v >> 4, v >> 6 and v >> 8 are its four
+   * windows */
   static const uint8_t places[16] = {0, 1, 0, 1, 1, 2, 1, 2, 2, 3, 2, 3, 3, 4, 3, 4};
   static const int16_t low[8] = {-2, -6, -2, -6, -2, -6, -2, -6}, high[8] = {4, 0, 4, 0, 4, 0, 4, 0};
   const uint8x16_t bytes = vcombine_u8(vld1_u8(from), vdup_n_u8(0));

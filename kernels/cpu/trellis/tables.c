@@ -1,9 +1,9 @@
-/* trellis/tables.c: levels of trellis codes out of tables of several at once, for instruction sets whose byte shuffles
- * reach few entries. */
+/* trellis/tables.c: levels of trellis codes out of tables of several at once, for instruction sets whose byte
+ * shuffles reach few entries. */
 #include "../packed.h"
 
-/* Levels by the bits of some codes and the six before them: of 2 bits the four codes of a byte, of 3 two codes. The first
- * caller fills them, and those that come meanwhile do without. */
+/* Levels by the bits of some codes and the six before them: of 2 bits the four codes of a byte, of 3 two
+ * codes. The first caller fills them, and those that come meanwhile do without. */
 static uint32_t fours[1 << 14];
 static uint16_t pairs[1 << 12];
 enum { EMPTY, FILLING, FILLED };

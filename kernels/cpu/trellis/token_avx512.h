@@ -1,10 +1,9 @@
-/* trellis/token_avx512.h: a token alone on trellis codes with VNNI, without ever storing a level; included by each
- * instruction set with its own look-up.
+/* trellis/token_avx512.h: a token alone on trellis codes with VNNI, without ever storing a level; included by
+ * each instruction set with its own look-up.
  *
  * Expected of the including file:
  *   level_table, load_more(bits, more): levels, each greater by `more`
- *   levels_of(bits, table, of): of 64 codes, of which `of` begins with the byte before them
- */
+ *   levels_of(bits, table, of): of 64 codes, of which `of` begins with the byte before them */
 #include "../isa/avx512.h"
 #include "kernels.h"
 
@@ -13,8 +12,8 @@
 #define AQ_BLOCKS (AQ_COLS / AQ_BLOCK)
 #define AQ_AHEAD 4096 /* bytes of codes that are asked for ahead */
 
-/* A row's bytes from column `col` on, for n columns: what blocks load of them, and the byte before, lies in the matrix,
- * or in the copy. */
+/* A row's bytes from column `col` on, for n columns: what blocks load of them, and the byte before, lies in
+ * the matrix, or in the copy. */
 AQ_INLINE const uint8_t *row_bytes(const int bits, const aq_linear_job *job, size_t row, size_t col, size_t n,
                                    uint8_t copy[AQ_COLS / 8 * 3 + 64]) {
   const size_t bytes = 4 * job->view.words, at = col / 8 * (size_t)bits;
@@ -27,7 +26,8 @@ AQ_INLINE const uint8_t *row_bytes(const int bits, const aq_linear_job *job, siz
   return copy + 1;
 }
 
-/* Levels of the block from byte `from` on. `first`: of those that are read at once; `there`: whether a byte is before. */
+/* Levels of the block from byte `from` on. `first`: of those that are read at once; `there`: whether a byte
+ * is before. */
 AQ_INLINE __m512i levels_at(const int bits, const int first, level_table table, const uint8_t *from, int there) {
   if (!first) return levels_of(bits, table, _mm256_loadu_si256((const __m256i *)(const void *)(from - 1)));
   return levels_of(bits, table, _mm256_maskz_loadu_epi8(there ? 0xffffffffu : 0xfffffffeu, from - 1));
@@ -39,14 +39,14 @@ AQ_INLINE __m512 half_floats(const uint16_t *from, size_t here, int same) {
   return _mm512_cvtph_ps(same ? _mm256_set1_epi16((int16_t)*from) : _mm256_maskz_loadu_epi16(there, from));
 }
 
-/* Activations in float32 ---------------------------------------------------------------------------------- */
+/* Activations in float32 --------------------------------------------------------------------------------- */
 
 /* Levels come as codes of seven bits, 64 above the level. */
 #define AQ_LEVEL_ZERO 64
 
-/* x as whole numbers of 24 bits, three signed bytes each, with one power of two for each segment; and what 64 times
- * their sums take from a segment's lanes: together where a segment is a block, else of each byte. Four products of a
- * level and such a number fit 32 bits, so a block's lanes are added up as whole numbers. */
+/* x as whole numbers of 24 bits, three signed bytes each, with one power of two for each segment; and what 64
+ * times their sums take from a segment's lanes: together where a segment is a block, else of each byte. Four
+ * products of a level and such a number fit 32 bits, so a block's lanes are added up as whole numbers. */
 typedef struct {
   _Alignas(64) int8_t digits[AQ_BLOCKS][3][AQ_BLOCK];
   __m512i less[3 * AQ_BLOCKS / 2];
@@ -177,7 +177,7 @@ AQ_INLINE void float_token(const int bits, const aq_linear_job *all, size_t toke
   }
 }
 
-/* Activations in 8 bits ----------------------------------------------------------------------------------- */
+/* Activations in 8 bits ---------------------------------------------------------------------------------- */
 
 /* Codes of x of a block of columns, zeros behind them, and by segment the sum of x less its zero point. */
 typedef struct {

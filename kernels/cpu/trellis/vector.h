@@ -1,4 +1,5 @@
-/* trellis/vector.h: levels of trellis codes a block at a time, included by each instruction set once for each width.
+/* trellis/vector.h: levels of trellis codes a block at a time, included by each instruction set once for each
+ * width.
  *
  * Expected of the including file:
  *   AQ_LEVELS_FUNCTION: name of the function
@@ -6,8 +7,8 @@
  *   AQ_LEVELS: weights of a block, a multiple of 16, at most AQ_LEVELS_BEHIND + 1
  *   AQ_LEVELS_READ: bytes that AQ_BLOCK_LEVELS reads
  *   AQ_LEVELS_TABLE, AQ_LOAD_TABLE(): the table in registers, or where they do not hold it, nothing
- *   AQ_BLOCK_LEVELS(table, from, levels): levels of the codes from byte from[1] on; from[0] is the byte before them
- */
+ *   AQ_BLOCK_LEVELS(table, from, levels): levels of the codes from byte from[1] on; from[0] is the byte
+ *   before them */
 #include "../packed.h"
 
 aq_levels_function AQ_LEVELS_FUNCTION;

@@ -15,7 +15,8 @@ AQ_DEVICE void write16(void *to, const aq_words4 &v) {
 #endif
 }
 
-/* n weights of a chunk, the first of which is element `first`; whole chunks of rows of whole chunks at once. */
+/* n weights of a chunk, the first of which is element `first`; whole chunks of rows of whole chunks at
+ * once. */
 template <int DTYPE>
 AQ_DEVICE void store_chunk(const float values[AQ_CHUNK], size_t n, void *out, size_t first) {
   if (n == AQ_CHUNK && first % AQ_CHUNK == 0) {

@@ -1,5 +1,5 @@
-/* packed.h: the weights of matrices as they are stored, a chunk of eight at a time: plain, on grids of one level, and of
- * two. */
+/* packed.h: the weights of matrices as they are stored, a chunk of eight at a time: plain, on grids of one
+ * level, and of two. */
 #ifndef AQ_CUDA_PACKED_H
 #define AQ_CUDA_PACKED_H
 

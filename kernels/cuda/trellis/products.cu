@@ -1,5 +1,5 @@
-/* products.cu: matrices of trellis codes: dequantizing, and products with float32 and 8-bit activations. The levels'
- * table lies in shared memory. Float32 activations of many tokens go through tensor cores. */
+/* products.cu: matrices of trellis codes: dequantizing, and products with float32 and 8-bit activations. The
+ * levels' table lies in shared memory. Float32 activations of many tokens go through tensor cores. */
 #include "../tensor.h"
 
 #include "../../arithmetic/trellis.h"
@@ -26,8 +26,8 @@ AQ_DEVICE const int8_t *shared_levels(int32_t bits) {
   return levels;
 }
 
-/* The windows of 16 codes: that of code i begins at bit bits * i + 2. Those of 2 bits fill a word; of 3 bits, a word and
- * half of the next, or half of a word and the next. */
+/* The windows of 16 codes: that of code i begins at bit bits * i + 2. Those of 2 bits fill a word; of 3 bits,
+ * a word and half of the next, or half of a word and the next. */
 AQ_DEVICE uint64_t windows_of(const aq_trellis &m, size_t row, size_t sixteen) {
   const uint32_t *from = m.packed + row * m.layout.words;
   const size_t half = sixteen * (size_t)m.layout.bits, word = half / 2;

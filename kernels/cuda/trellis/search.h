@@ -1,8 +1,8 @@
-/* search.h: the search for trellis codes of kernels/cpu/solver/trellis.h, with the bytes of its oracle. A thread has a
- * window of a row: the survivor whose newest codes it is. A survivor has its cost, what the columns of the present
- * block are aimed at, and its undecided codes, of the present block and of the one before; its errors are made of these
- * again where they are needed. All of it lies in shared memory, where a column's survivors take it from those of the
- * column before.
+/* search.h: the search for trellis codes of kernels/cpu/solver/trellis.h, with the bytes of its oracle. A
+ * thread has a window of a row: the survivor whose newest codes it is. A survivor has its cost, what the
+ * columns of the present block are aimed at, and its undecided codes, of the present block and of the one
+ * before; its errors are made of these again where they are needed. All of it lies in shared memory, where a
+ * column's survivors take it from those of the column before.
  *
  *     columns   ... decided | 16 undecided | 16 searched | targets of a row, in global memory ...
  *                             older          newer */
@@ -49,7 +49,8 @@ struct search_place {
   bool there;              /* behind the last row its work is done again, and not written */
 };
 
-/* Row k of blocks on a diagonal: its element j is row[j] for j < *end, and for the columns before its block nobody asks. */
+/* Row k of blocks on a diagonal: its element j is row[j] for j < *end, and for the columns before its block
+ * nobody asks. */
 AQ_DEVICE const float *row_of_blocks(const float *matrix, size_t cols, size_t block, size_t k, size_t *end) {
   const size_t begin = k / block * block, size = aq_smaller(block, cols - begin);
   *end = begin + size;
@@ -81,8 +82,8 @@ AQ_DEVICE void load_columns(const search_job &job, search_memory<BITS> &m, const
   }
 }
 
-/* The cheapest survivor of a row, the earlier of equals; all threads call, and what it has for that is free again after
- * the next barrier. */
+/* The cheapest survivor of a row, the earlier of equals; all threads call, and what it has for that is free
+ * again after the next barrier. */
 template <int BITS>
 AQ_DEVICE unsigned cheapest(search_memory<BITS> &m, const search_place &p, float *cost) {
   float least = m.cost[threadIdx.x];
@@ -112,7 +113,8 @@ AQ_DEVICE unsigned cheapest(search_memory<BITS> &m, const search_place &p, float
   return at;
 }
 
-/* Column t of the block from `first` on: a window's code comes behind the cheapest of the windows that it can follow. */
+/* Column t of the block from `first` on: a window's code comes behind the cheapest of the windows that it can
+ * follow. */
 template <int BITS>
 AQ_DEVICE void search_column_of(const search_job &job, search_memory<BITS> &m, const search_place &p, size_t first, size_t t) {
   constexpr size_t WINDOWS = search_memory<BITS>::WINDOWS, CHOICES = (size_t)1 << BITS;
@@ -167,8 +169,8 @@ AQ_DEVICE float error_of(const search_memory<BITS> &m, const search_column &colu
   return column.weight - AQ_FMA(column.scale, m.table[window], column.offset);
 }
 
-/* What survivors aim at in the block from `first` on: the row's targets with the errors of their codes in the block
- * before. These become the older ones. */
+/* What survivors aim at in the block from `first` on: the row's targets with the errors of their codes in the
+ * block before. These become the older ones. */
 template <int BITS>
 AQ_DEVICE void begin_block(const search_job &job, search_memory<BITS> &m, const search_place &p, size_t first) {
   const rows_job &rows = job.rows;
@@ -206,9 +208,9 @@ AQ_DEVICE void pass_errors(const search_job &job, const search_memory<BITS> &m, 
   }
 }
 
-/* Behind the block [first, end): decides the columns in front of it, or all if it is the last one, for the cheapest
- * survivor; ends those that do not share them, and makes ready for the next block. Returns the survivor's cost, which
- * all others are less. */
+/* Behind the block [first, end): decides the columns in front of it, or all if it is the last one, for the
+ * cheapest survivor; ends those that do not share them, and makes ready for the next block. Returns the
+ * survivor's cost, which all others are less. */
 template <int BITS>
 AQ_DEVICE float decide(const search_job &job, search_memory<BITS> &m, const search_place &p, size_t first, size_t end) {
   const rows_job &rows = job.rows;

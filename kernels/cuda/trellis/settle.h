@@ -1,7 +1,7 @@
-/* settle.h: scales and offsets of trellis codes by least squares, and descent over the codes, as kernels/cpu/solver does
- * it, with the bytes of its oracle. A warp has a row and keeps a part of its columns in shared memory: its lanes try the
- * codes of a column, and take the steps of the best one for the part's columns. What a part means for all other columns
- * is a product. */
+/* settle.h: scales and offsets of trellis codes by least squares, and descent over the codes, as
+ * kernels/cpu/solver does it, with the bytes of its oracle. A warp has a row and keeps a part of its columns
+ * in shared memory: its lanes try the codes of a column, and take the steps of the best one for the part's
+ * columns. What a part means for all other columns is a product. */
 #ifndef AQ_CUDA_TRELLIS_SETTLE_H
 #define AQ_CUDA_TRELLIS_SETTLE_H
 
@@ -178,8 +178,8 @@ AQ_DEVICE void descend_code(const settle_job &job, settle_part &m, const part_mo
   __syncwarp();
 }
 
-/* Columns [first, first + part) of a row: their scale and offset, where a group has its own, and their codes; what both
- * change in the values before `end`, into `steps`. */
+/* Columns [first, first + part) of a row: their scale and offset, where a group has its own, and their codes;
+ * what both change in the values before `end`, into `steps`. */
 template <int BITS>
 AQ_DEVICE void settle_columns(const settle_job &job, settle_part &m, const float *table, size_t row, size_t first, size_t part,
                               size_t end) {
@@ -212,7 +212,7 @@ AQ_DEVICE void settle_columns(const settle_job &job, settle_part &m, const float
   __syncwarp(); /* before the next row's */
 }
 
-/* Kernels: a warp a row, or a thread an element ------------------------------------------------------------ */
+/* Kernels: a warp a row, or a thread an element ---------------------------------------------------------- */
 
 template <int BITS>
 static __global__ void __launch_bounds__(AQ_BLOCK) settle_part_kernel(settle_job job, size_t first, size_t part, size_t end) {

@@ -1,5 +1,5 @@
-/* backward.h: gradients and Adam's steps on a device against the scalar oracle, to the bit; included by cuda.cu
- * behind solver.h. */
+/* backward.h: gradients and Adam's steps on a device against the scalar oracle, to the bit; included by
+ * cuda.cu behind solver.h. */
 
 static void run_backward_shape(size_t rows, size_t cols, int32_t bits, size_t group_size) {
   char where[80];

@@ -1,6 +1,6 @@
-/* bench.h: what the kernels of a device take at the shapes of Dream 7B, by the device's own clock, each beside a
- * copy within its memory and the peak of products in bfloat16; included by cuda.cu. No result is looked at here: the
- * driver's cases do that. */
+/* bench.h: what the kernels of a device take at the shapes of Dream 7B, by the device's own clock, each
+ * beside a copy within its memory and the peak of products in bfloat16; included by cuda.cu. No result is
+ * looked at here: the driver's cases do that. */
 #include "cublas.h"
 
 /* A buffer of the device; of zeros, or of repeated values. */
@@ -56,7 +56,8 @@ static void print_goal(const char *what, double measured, double least) {
   printf("GOAL %-64s wanted %6.2f, got %6.2f: %s\n", what, least, measured, outcome);
 }
 
-/* Median milliseconds of a call, and what they mean: bytes that it cannot do without, floating-point operations. */
+/* Median milliseconds of a call, and what they mean: bytes that it cannot do without, floating-point
+ * operations. */
 template <class Call>
 static double bench(const char *what, double moved, double flops, const Call &call) {
   double each[9];
@@ -174,7 +175,8 @@ static void bench_cublas(size_t tokens, size_t rows, size_t cols) {
 
 #include "step.h"
 
-/* Shapes of Dream 7B, or small ones to try the bench itself. What the goals of docs/cuda.md need comes first. */
+/* Shapes of Dream 7B, or small ones to try the bench itself. What the goals of docs/cuda.md need comes
+ * first. */
 static void run_bench(bool small) {
   is_small = small;
   bfloat_peak = peak_of_device();

@@ -1,5 +1,5 @@
-/* cublas.h: products in bfloat16 by the toolkit's library, where it is there: loaded by name, so that a driver without it
- * links. The numbers are those of cublas_api.h and library_types.h. */
+/* cublas.h: products in bfloat16 by the toolkit's library, where it is there: loaded by name, so that a
+ * driver without it links. The numbers are those of cublas_api.h and library_types.h. */
 #include <dlfcn.h>
 
 #define CUBLAS_TRANSPOSED 1
@@ -8,7 +8,8 @@
 #define CUBLAS_SUMS_IN_FLOAT32 68
 #define CUBLAS_ANY_ALGORITHM (-1)
 
-/* Median milliseconds of out [tokens, rows] = x [tokens, cols] times weights [rows, cols] turned; 0 without cuBLAS. */
+/* Median milliseconds of out [tokens, rows] = x [tokens, cols] times weights [rows, cols] turned; 0 without
+ * cuBLAS. */
 static double cublas_milliseconds(size_t tokens, size_t rows, size_t cols) {
 #if defined(AQ_EMULATED)
   (void)tokens, (void)rows, (void)cols;

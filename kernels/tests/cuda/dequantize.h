@@ -1,5 +1,5 @@
-/* dequantize.h: the weights of packed matrices on a device, of random codes on random grids, against the scalar oracle,
- * to the bit; included by cuda.cu behind forward.h. */
+/* dequantize.h: the weights of packed matrices on a device, of random codes on random grids, against the
+ * scalar oracle, to the bit; included by cuda.cu behind forward.h. */
 
 /* Half floats of some size, and now and then a zero, a denormal or a largest one. */
 static std::vector<uint16_t> random_halves(size_t n, float size) {

@@ -1,6 +1,6 @@
-/* memory.h: every allocation of the library fails once, of the device and of the host: the call says so or does without,
- * the same call succeeds afterwards, and nothing is left when all handles are freed. Under the emulator alone; included by
- * cuda.cu. */
+/* memory.h: every allocation of the library fails once, of the device and of the host: the call says so or
+ * does without, the same call succeeds afterwards, and nothing is left when all handles are freed. Under the
+ * emulator alone; included by cuda.cu. */
 
 #if defined(AQ_EMULATED)
 
@@ -35,7 +35,8 @@ static size_t run_allocations(size_t number, bytes *result) {
   for (uint64_t handle : handles) expect_status("free", where, aq_cuda_free(handle), AQ_OK);
   expect_status("free the stream", where, aq_cuda_free_stream(own), AQ_OK);
   unsetenv("AQ_EMULATED_FAILS");
-  /* a device whose memory is full with a stream's word and one buffer has room for both: nothing else is there */
+  /* a device whose memory is full with a stream's word and one buffer has room for both: nothing else is
+   * there */
   setenv("AQ_EMULATED_BYTES", "1028", 1);
   expect_status("a stream in what is left", where, aq_cuda_create_stream(0, &own), AQ_OK);
   expect_status("a buffer in what is left", where, aq_cuda_allocate(1024, handles, own), AQ_OK);

@@ -1,5 +1,5 @@
-/* solver.h: products, a moment's diagonal and factor, feedback and refining on a device against the scalar oracle, to
- * the bit; included by cuda.cu behind tensor.h. */
+/* solver.h: products, a moment's diagonal and factor, feedback and refining on a device against the scalar
+ * oracle, to the bit; included by cuda.cu behind tensor.h. */
 
 struct solver_case {
   size_t rows, cols, tokens;

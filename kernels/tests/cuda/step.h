@@ -1,6 +1,6 @@
-/* step.h: a denoising step of Dream 7B by the library's calls, one behind the other as the product makes them, beside
- * cuBLAS's products of the same sizes in bfloat16 alone; included by bench.h. Blocks are alike: one is run as often as the
- * model has it, with weights larger than any cache. */
+/* step.h: a denoising step of Dream 7B by the library's calls, one behind the other as the product makes
+ * them, beside cuBLAS's products of the same sizes in bfloat16 alone; included by bench.h. Blocks are alike:
+ * one is run as often as the model has it, with weights larger than any cache. */
 
 struct step_sizes {
   size_t tokens, width, inner, heads, kv_heads, head_size, vocabulary, blocks;

@@ -1,6 +1,6 @@
-/* tensor.h: products on tensor cores - moments and linear layers of more than one token - against sums in float64;
- * included by cuda.cu. Parts in bfloat16 lose at most 2^-16 of a number, and of a product of two low parts; what is cut
- * off in sums is less than 2^-18 of the magnitudes. */
+/* tensor.h: products on tensor cores - moments and linear layers of more than one token - against sums in
+ * float64; included by cuda.cu. Parts in bfloat16 lose at most 2^-16 of a number, and of a product of two low
+ * parts; what is cut off in sums is less than 2^-18 of the magnitudes. */
 
 #define PARTS_LARGEST (3.0 / 65536 + 1.0 / 262144) /* of the sum of the products' magnitudes */
 #define PARTS_RMS (1.0 / 131072)                   /* of the root of the sum of their squares; a low part left out is 200 times it */
@@ -122,7 +122,8 @@ static void run_tensor_linear(size_t tokens, size_t rows, size_t cols, int patte
   }
 }
 
-/* What has no finite parts: infinity stays infinite or NaN, the largest number finite, and a zero takes no part. */
+/* What has no finite parts: infinity stays infinite or NaN, the largest number finite, and a zero takes no
+ * part. */
 static void run_extreme_values(void) {
   const char *where = "extreme values";
   std::vector<float> x(64), w(32);

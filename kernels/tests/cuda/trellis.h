@@ -1,5 +1,5 @@
-/* trellis.h: trellis codes on a device against the scalar oracle: weights and products with 8-bit activations to
- * the bit, those with float32 activations within the sums' rounding; included by cuda.cu. */
+/* trellis.h: trellis codes on a device against the scalar oracle: weights and products with 8-bit activations
+ * to the bit, those with float32 activations within the sums' rounding; included by cuda.cu. */
 
 static void run_trellis(int32_t bits, size_t rows, size_t cols, size_t group_size, size_t tokens, bool with_bias) {
   char where[96];

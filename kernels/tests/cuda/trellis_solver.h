@@ -1,5 +1,5 @@
-/* trellis_solver.h: the search for trellis codes, and what settles them, on a device against the scalar oracle, to the
- * bit; included by cuda.cu behind solver.h. */
+/* trellis_solver.h: the search for trellis codes, and what settles them, on a device against the scalar
+ * oracle, to the bit; included by cuda.cu behind solver.h. */
 
 struct trellis_case {
   size_t rows, cols;

@@ -1,5 +1,5 @@
-/* cuda_pipeline.h of the emulator: a thread's copies into shared memory happen when it waits for them, and not before,
- * so that a wait that is missing or too early shows. */
+/* cuda_pipeline.h of the emulator: a thread's copies into shared memory happen when it waits for them, and
+ * not before, so that a wait that is missing or too early shows. */
 #ifndef AQ_EMULATED_PIPELINE
 #define AQ_EMULATED_PIPELINE
 

@@ -7,13 +7,14 @@
  * next one does. So a missing barrier gives wrong results. Threads that wait for ones that never come end
  * the program. Shared memory of a dynamic size begins as NaN.
  *
- * What a stream has to copy waits until its next launch or until somebody waits for it: as late as a device may do
- * it, so that an event that is not waited for, or memory that is used again too soon, gives wrong results.
+ * What a stream has to copy waits until its next launch or until somebody waits for it: as late as a device
+ * may do it, so that an event that is not waited for, or memory that is used again too soon, gives wrong
+ * results.
  *
  * AQ_EMULATED_BYTES in the environment is the device's memory, 1 GiB by default; AQ_EMULATED_LAUNCHES and
  * AQ_EMULATED_COPIES are the numbers of launches and of copies from the host after which the device is lost;
- * AQ_EMULATED_PINNED is the most bytes of the host that can be pinned at once; AQ_EMULATED_FAILS is the one allocation
- * that fails, counted from when the variable changed.
+ * AQ_EMULATED_PINNED is the most bytes of the host that can be pinned at once; AQ_EMULATED_FAILS is the one
+ * allocation that fails, counted from when the variable changed.
  *
  * What this does not show: speed, limits of a device, races within one order of threads, the devices' own
  * arithmetic. */
@@ -242,8 +243,8 @@ inline void launch(stream *on, unsigned blocks, size_t threads, size_t shared, c
   body = 0;
 }
 
-/* What a lane of the own warp has; `at` is the same in all lanes' calls before the next exchange. Two places take
- * turns: whoever writes one again has met all others in between. */
+/* What a lane of the own warp has; `at` is the same in all lanes' calls before the next exchange. Two places
+ * take turns: whoever writes one again has met all others in between. */
 template <class T>
 struct exchange {
   static_assert(sizeof(T) <= 64, "exchanged at once");

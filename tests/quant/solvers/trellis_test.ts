@@ -23,9 +23,9 @@ import { type RefinableLayers, RefinableLinear } from "../../../lib/models/backw
 import { Workspace } from "../../../lib/models/layers/workspace.ts";
 import { openCheckpoint } from "../../../lib/tensor/mod.ts";
 import { gaussian, matrix, workplace, writeCheckpoint } from "../../_checkpoints.ts";
-import { allKernels, gaussians } from "../../_kernels.ts";
+import { allInt8Kernels, gaussians } from "../../_kernels.ts";
 
-const every = await allKernels(), kernels = every.at(-1)!.kernels;
+const every = await allInt8Kernels(), kernels = every.at(-1)!.kernels;
 const scalar = every.find(({ name }) => name.endsWith("scalar"))!.kernels;
 const place = workplace();
 afterAll(() => place.remove());
