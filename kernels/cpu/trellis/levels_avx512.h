@@ -37,8 +37,8 @@ AQ_INLINE __m512i look_up(const __m512i part[2], __m512i at) {
  * turned round, with other signs. */
 AQ_INLINE __m512i levels_of(const int bits, level_table table, __m256i of) {
   if (bits == 2) {
-    /* four bytes and the one before them in each lane; each byte and the one before it twice in 16 bits, v: v
-     * >> 2 and v >> 4, v >> 6 and v >> 8 are its four windows */
+    /* four bytes and the one before them in each lane; each byte and the one before it twice in 16 bits, v:
+     * v >> 2 and v >> 4, v >> 6 and v >> 8 are its four windows */
     const __m512i words = _mm512_setr_epi32(0, 1, 0, 0, 1, 2, 0, 0, 2, 3, 0, 0, 3, 4, 0, 0);
     const __m512i places = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 0, 1, 1, 2, 1, 2, 2, 3, 2, 3, 3, 4, 3, 4));
     const __m512i v = _mm512_shuffle_epi8(_mm512_permutexvar_epi32(words, _mm512_castsi256_si512(of)), places);
