@@ -60,7 +60,12 @@ export interface SourceState {
   readonly written: string;
   /** Times of any change, of its rights as well, in milliseconds. */
   readonly changed: readonly number[];
+  /** Paths of the files. */
+  readonly paths: readonly string[];
 }
+
+/** Milliseconds between times of change, which some runtimes tell in whole seconds. */
+export const TIME_STEP = 1000;
 
 /** The output that a run asks for. */
 export interface OutputRequest {
@@ -68,6 +73,8 @@ export interface OutputRequest {
   readonly identity: Identity;
   readonly sourceTimes: readonly number[];
   readonly sourceState: () => SourceState;
+  /** Digest of all weights that the identity has, where layers depend on them, and how it is made again. */
+  readonly weights?: { readonly sha256: string; readonly digest: () => Promise<string> } | undefined;
   /** Every file that will be written, the manifest aside. */
   readonly files: readonly string[];
   readonly resume: boolean;

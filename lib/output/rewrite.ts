@@ -39,7 +39,13 @@ import {
   type TensorSpec,
 } from "../tensor/mod.ts";
 import type { JournalEntry } from "./journal.ts";
-import { OutputFolder, type OutputRequest, type SourceState, verifyFiles } from "./output_folder.ts";
+import {
+  OutputFolder,
+  type OutputRequest,
+  type SourceState,
+  TIME_STEP,
+  verifyFiles,
+} from "./output_folder.ts";
 import type { Identity, LayerRecord, Manifest, RefinementRecord, SolverRecord } from "./record.ts";
 import { CHUNK_BYTES, TensorSink } from "./tensor_sink.ts";
 
@@ -270,14 +276,22 @@ export class Rewrite {
 
   /** Checks that the input is what it was when the run began. */
   async #checkUnchanged({ steps }: RewriteContent): Promise<void> {
-    const [before, now] = [this.#sourceState, this.#job.request.sourceState()];
-    const fail = (got: string) => {
+    const { request: { sourceState, weights } } = this.#job,
+      [before, now] = [this.#sourceState, sourceState()];
+    const fail = (got: string, path?: string) => {
       const wanted = `the input must not change meanwhile, got ${got}: start over`;
-      return new SourceChangedError(`Cannot finish ${quote(this.path)}: ${wanted}`);
+      return new SourceChangedError(`Cannot finish ${quote(this.path)}: ${wanted}`, { path });
     };
     if (now.written !== before.written) throw fail("other times, sizes or settings of its files");
-    // Times of writing can be set back; some runtimes tell times of change in whole seconds.
-    const isOld = now.changed.every((time, i) => time === before.changed[i] && time + 1000 < this.#begun);
+    // Times of writing can be set back.
+    const young = now.changed.findIndex((time, i) =>
+      time !== before.changed[i] || time + TIME_STEP >= this.#begun
+    );
+    const isOld = young < 0, path = now.paths[young];
+    // Layers were solved on what was read before their tensors were read to be written.
+    if (!isOld && weights !== undefined && await weights.digest() !== weights.sha256) {
+      throw fail(`other weights than those that layers were solved on, ${quote(path!)} was changed`, path);
+    }
     for (const { name, sourceSha256 } of isOld ? [] : this.#records) {
       if (await steps.get(name)!.digest(this.#breathe) !== sourceSha256) {
         throw fail(`other weights in ${quote(name)}`);

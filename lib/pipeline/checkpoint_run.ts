@@ -106,6 +106,7 @@ function sourceState(checkpoint: Checkpoint): SourceState {
   return {
     written: JSON.stringify([written, configText(checkpoint)]),
     changed: stats.map(({ ctimeMs }) => ctimeMs),
+    paths: checkpoint.files.map(({ file: { path } }) => path),
   };
 }
 

@@ -1,11 +1,14 @@
 /** The output of a run: its folder and files, every tensor written, and the report. */
+import { statSync } from "node:fs";
 import { join } from "node:path";
 import { packedTensorSpecs } from "../quant/packed/entries.ts";
 import { canonicalConfig, isCalibrated, wantsPhases } from "../config/mod.ts";
 import { type Kernels, threadCount } from "../native/mod.ts";
 import { opensIn } from "../output/readers.ts";
 import { quantizationConfig, withQuantizationConfig } from "../output/config_file.ts";
-import type { OutputRequest } from "../output/output_folder.ts";
+import { CheckpointError } from "../errors.ts";
+import { quote } from "../files/whole.ts";
+import { type OutputRequest, TIME_STEP } from "../output/output_folder.ts";
 import {
   type Rewrite,
   type RewriteContent,
@@ -78,8 +81,11 @@ export async function writeRun(
       const digest = (between?: () => Promise<void>) => digestTensors(checkpoint, [name], between);
       const run = async (sink: TensorSink) => {
         const reader = new HashingReader(file);
+        const check = onDemand && await unchanged(file.path, name, digest);
         const record = await rewriteTensor(placed, reader, sink, context);
-        return { ...record, sourceSha256: reader.digest(bytes) ?? await digest() };
+        const sourceSha256 = reader.digest(bytes) ?? await digest();
+        if (record.solved !== undefined) check?.(sourceSha256);
+        return { ...record, sourceSha256 };
       };
       return [name, { name, weights, bytes, run, digest }];
     })),
@@ -100,6 +106,29 @@ export async function writeRun(
     ...writtenReport(checkpoint, written),
     phases: phases?.report,
     backend: kernels.describe(),
+  };
+}
+
+/**
+ * Of a layer that is read to be solved, and again to be written.
+ *
+ * @param digest of its weights, for a file so young that a change does not show in its time
+ * @returns a check, with the digest of what was written, that both have read the same
+ */
+async function unchanged(
+  path: string,
+  tensor: string,
+  digest: () => Promise<string>,
+): Promise<(sha256: string) => void> {
+  const changed = () => statSync(path).ctimeMs, before = changed();
+  const first = before + TIME_STEP > Date.now() ? await digest() : undefined;
+  return (sha256) => {
+    if (changed() === before && sha256 === (first ?? sha256)) return;
+    const wanted = `${quote(path)} must not change until it is written, and was changed`;
+    throw new CheckpointError(`Cannot solve ${quote(tensor)}: ${wanted}; go on with --resume`, {
+      path,
+      tensor,
+    });
   };
 }
 
@@ -139,11 +168,16 @@ export async function requestOutput(
   const isOwn = loras.length === 0 && !wantsPhases(config) && !measuresBits(config) &&
     readsStatistics(checkpoint, config);
   // Others depend on weights before them, by sums that every instruction set rounds in its own order.
+  let weights: OutputRequest["weights"];
+  if (isCalibrated(config) && !isOwn && kernels !== undefined) {
+    const digest = () => weightsDigest(checkpoint, signal);
+    weights = { sha256: await digest(), digest };
+  }
   const solved = async () => ({
     calibration_sha256: await calibration.digest(),
     files_sha256: await digestBeside(beside),
     instruction_set: kernels?.isa,
-    ...(isOwn || kernels === undefined ? {} : { weights_sha256: await weightsDigest(checkpoint, signal) }),
+    ...(weights === undefined ? {} : { weights_sha256: weights.sha256 }),
   });
   const settings = {
     ...JSON.parse(canonicalConfig(config)),
@@ -160,14 +194,15 @@ export async function requestOutput(
     const files = [...new Set(plan.rows.map(({ file }) => file))];
     const none = { copied: [], left: [] };
     const request = outputRequest(checkpoint, place, { operation: "quantize", settings }, none, files);
-    return { ...request, beats: true };
+    return { ...request, weights, beats: true };
   }
   const hasSidecar = wantsPhases(config) && config.enableTimeAware;
-  return outputRequest(checkpoint, place, { operation: "quantize", settings }, beside, [
+  const request = outputRequest(checkpoint, place, { operation: "quantize", settings }, beside, [
     ...checkpointFiles(checkpoint),
     ...(bitPlan === undefined && !measuresBits(config) ? [] : [PLAN_FILE]),
     ...(hasSidecar ? [SIDECAR_FILE] : []),
   ]);
+  return { ...request, weights };
 }
 
 const weightsDigest = (checkpoint: Checkpoint, signal: AbortSignal | undefined): Promise<string> =>

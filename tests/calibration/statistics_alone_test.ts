@@ -13,7 +13,13 @@ import { join } from "node:path";
 import { resolveConfig } from "../../lib/config/mod.ts";
 import { readImportanceMatrix } from "../../lib/calibration/statistics/importance_matrix.ts";
 import { loadStatistics } from "../../lib/calibration/saved_statistics.ts";
-import { CalibrationError, FormatError, IntegrityError, InterruptedError } from "../../lib/errors.ts";
+import {
+  CalibrationError,
+  CheckpointError,
+  FormatError,
+  IntegrityError,
+  InterruptedError,
+} from "../../lib/errors.ts";
 import { openKernels } from "../../lib/native/mod.ts";
 import { dequantizeCheckpoint, quantizeCheckpoint, type RunEvent } from "../../lib/pipeline/mod.ts";
 import { openCheckpoint } from "../../lib/tensor/mod.ts";
@@ -175,6 +181,32 @@ describe("statistics alone", () => {
     const error = await rejection(quantizeCheckpoint({ ...job, resume: true }));
     expect(error).toBeInstanceOf(IntegrityError);
     expect(error.message).toMatch(/must have the weights that it had|must not have changed/);
+  });
+
+  test("of which weights were changed between solving and writing, their times set back: the run ends, and goes on", async () => {
+    const model = checkpoint(), data = save(statistics()), path = join(model, "model.safetensors");
+    const before = readFileSync(path), { output, job } = quantize(model, data);
+    utimesSync(path, new Date(1e12), new Date(1e12)); // whole milliseconds, that can be set back
+    const changed = readFileSync(withNumbers(path, LAYERS[2]!, 5, [3]));
+    const write = (bytes: Uint8Array) => {
+      const { atime, mtime } = statSync(path);
+      writeFileSync(path, bytes);
+      utimesSync(path, atime, mtime);
+    };
+    const error = await rejection(quantizeCheckpoint({
+      ...job,
+      onEvent: ({ data }) => data?.["stage"] === "solving" && data["name"] === LAYERS[2] && write(changed),
+    })) as CheckpointError;
+    expect(error).toBeInstanceOf(CheckpointError);
+    expect([error.path, error.tensor]).toEqual([path, LAYERS[2]]);
+    expect(error.message).toMatch(
+      /must not change until it is written, and was changed; go on with --resume/,
+    );
+    write(before);
+    await quantizeCheckpoint({ ...job, resume: true });
+    const whole = quantize(model, data);
+    await whole.run();
+    expect(contents(output)).toEqual(contents(whole.output));
   });
 
   test("layers of another family are solved, those without statistics by a rule that is said", async () => {

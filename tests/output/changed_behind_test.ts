@@ -95,6 +95,25 @@ describe("weights that were changed, their times set back", () => {
     expect(existsSync(output)).toBe(false);
   });
 
+  test("between solving and writing end the run, which names the file", async () => {
+    const input = place.fresh("input"), output = place.fresh(), path = join(input, SHARD);
+    cpSync(DREAM, input, { recursive: true });
+    utimesSync(path, new Date(1e12), new Date(1e12)); // whole milliseconds, that can be set back
+    let isChanged = false;
+    const error = await rejection(quantizeCheckpoint({
+      ...{ input, output, config: configOf({ solver: "feedback", calibration_samples: 32 }), kernels },
+      onEvent: ({ data }) => {
+        if (isChanged || data?.["stage"] !== "solving") return;
+        isChanged = true;
+        changeQuietly(path);
+      },
+    })) as CheckpointError;
+    expect(error).toBeInstanceOf(CheckpointError);
+    expect(error.message).toContain("got other weights than those that layers were solved on");
+    expect(error.path).toBe(path);
+    expect(existsSync(output)).toBe(false);
+  });
+
   test("are another calibrated run, as are those of another instruction set", async () => {
     const input = place.fresh("input"), output = place.fresh();
     cpSync(DREAM, input, { recursive: true });
