@@ -27,8 +27,14 @@ import {
   packZeroPoints,
   shapeEntry,
 } from "../quant/packed/entries.ts";
-import { CODED_SCALE_BITS, halves, linesOf } from "../quant/packed/layout.ts";
-import { codesOnGrid, packScaleCodes } from "../quant/packed/scale_codes.ts";
+import {
+  CODED_SCALE_BITS,
+  halves,
+  linesOf,
+  OFFSET_BITS,
+  type TwoLevelTensor,
+} from "../quant/packed/layout.ts";
+import { codesOnGrid, gridScales, packScaleCodes, type ScaleGrid } from "../quant/packed/scale_codes.ts";
 import { BYTES_PER_ELEMENT, type FloatDtype, isFloatDtype } from "../tensor/mod.ts";
 import { quote } from "../files/whole.ts";
 import { formatOf, type PlanRow } from "../plan/plan.ts";
@@ -83,10 +89,10 @@ export async function rewriteTensor(
     const bits of BIT_WIDTHS.filter((bits) => bits === row.bits || (minAccuracy > 0 && bits > row.bits!))
   ) {
     const solved = bits === row.bits && sink.isStored ? await context.solved?.get(row.name) : undefined;
-    let statistics: ErrorStatistics;
+    let statistics: ErrorStatistics, stored = row;
     try {
       const refined = bits === row.bits ? context.refined?.get(row.name) : undefined;
-      statistics = await storeRows(task, bits, refined ?? solved?.tensor);
+      ({ statistics, stored } = await storeRows(task, bits, refined ?? solved?.tensor));
     } catch (error) {
       if (!(error instanceof WeightsError) || nonFinite === "fail") throw error;
       sink.discard();
@@ -98,7 +104,8 @@ export async function rewriteTensor(
       const error = relativeRmsError(statistics), { name } = row;
       const message = `${name}: ${bits} bits, relative RMS ${error.toPrecision(4)}`;
       onEvent?.({ kind: "layer", message, data: { stage: "writing", name, bits, error } });
-      return quantizedRecord(row, bits, statistics, solved, tried);
+      if (stored !== row) onEvent?.({ kind: "fallback", message: halfFloatsMessage(row, stored, bits) });
+      return quantizedRecord(stored, bits, statistics, solved, tried);
     }
     tried.push({ bits, cosine: reached });
     sink.discard();
@@ -154,6 +161,20 @@ function quantizedRecord(
       inputs: solved.inputs,
     },
   };
+}
+
+/** A row whose tensor could not have coded scales without losing too much, as it is stored. */
+const withHalfFloats = (row: PlanRow): PlanRow => ({
+  ...row,
+  scaleBits: OFFSET_BITS,
+  reason: "coded_scales",
+});
+
+/** Says why a tensor is larger than planned. */
+function halfFloatsMessage(row: PlanRow, stored: PlanRow, bits: BitWidth): string {
+  const [planned, bytes] = [row, stored].map((own) => packedBytes(formOf(own, bits)));
+  const why = `scales of ${CODED_SCALE_BITS} bits would lose too much of its rows`;
+  return `${row.name}: ${why}; stored with half-precision scales and offsets, ${bytes} bytes instead of ${planned}`;
 }
 
 /** Size of a tensor and how it is packed. */
@@ -224,13 +245,18 @@ export function rowsPerChunk(cols: number, bytesPerElement: number): number {
   return Math.max(1, Math.floor(CHUNK_BYTES / (cols * bytesPerElement)));
 }
 
-/** Quantizes a tensor, or takes what was solved, and stores it in chunks of rows; returns its error. */
-async function storeRows(task: Task, bits: BitWidth, solved?: PackedTensor): Promise<ErrorStatistics> {
+/** What became of a tensor: its error, and its row with the scales that were stored. */
+interface Stored {
+  readonly statistics: ErrorStatistics;
+  readonly stored: PlanRow;
+}
+
+/** Quantizes a tensor, or takes what was solved, and stores it in chunks of rows. */
+async function storeRows(task: Task, bits: BitWidth, solved?: PackedTensor): Promise<Stored> {
   const { row, source, sink, config, kernels, buffer } = task, { name } = row;
-  const form = formOf(row, bits),
-    { rows, cols, groupSize, zeroPoint, scaleBits } = form,
-    format = formatOf(row, bits);
-  const names = packedNames(name, form), groups = groupCount(cols, groupSize);
+  const { rows, cols, groupSize, zeroPoint, scaleBits } = formOf(row, bits), format = formatOf(row, bits);
+  const groups = groupCount(cols, groupSize);
+  let stored = row, form = formOf(row, bits), names = packedNames(name, form);
   const dtype = row.dtype as FloatDtype, rowBytes = cols * BYTES_PER_ELEMENT[dtype];
   const isCoded = scaleBits === CODED_SCALE_BITS, unit = rowsPerChunk(cols, BYTES_PER_ELEMENT[dtype]);
   // Coded scales share one grid.
@@ -241,8 +267,7 @@ async function storeRows(task: Task, bits: BitWidth, solved?: PackedTensor): Pro
   const integers = zeroPoint === "integer" ? new Uint8Array(rows * groups) : undefined;
   // So do coded scales, whose stream has no rows.
   const coded = isCoded ? new Uint8Array(rows * groups) : undefined;
-  let grid = new Float16Array(0);
-  sink.begin(packedTensorSpecs(name, form));
+  let grid: Float16Array<ArrayBuffer> | undefined;
   let statistics: ErrorStatistics | undefined;
   for (let begin = 0; begin < rows; begin += step) {
     const end = Math.min(rows, begin + step), count = end - begin;
@@ -256,14 +281,23 @@ async function storeRows(task: Task, bits: BitWidth, solved?: PackedTensor): Pro
     } catch (error) {
       throw error instanceof WeightsError ? chunkError(task, weights, begin, count, error) : error;
     }
+    if (begin === 0) {
+      // A tensor whose scales are not coded although they should be has them as half floats in all rows.
+      if (isCoded && part.scaleBits !== undefined && part.scaleGrid === undefined) {
+        stored = withHalfFloats(row);
+        form = formOf(stored, bits);
+        names = packedNames(name, form);
+      }
+      sink.begin(packedTensorSpecs(name, form));
+    }
     for (const [entry, bytes] of packedEntries(names, part)) sink.write(entry, bytes);
     if (integers !== undefined && part.scaleBits === undefined) {
       const { buffer, byteOffset, length } = part.zeroPoint!;
       integers.set(new Float16Array(buffer, byteOffset, length), begin * groups);
     }
-    if (coded !== undefined && part.scaleBits !== undefined) {
-      grid = Float16Array.from(part.scaleGrid!);
-      coded.set(codesOnGrid(halves(linesOf(part)[0]), part.scaleGrid!), begin * groups);
+    if (coded !== undefined && part.scaleBits !== undefined && part.scaleGrid !== undefined) {
+      grid = Float16Array.from(part.scaleGrid);
+      coded.set(codedScales(task, part, part.scaleGrid), begin * groups);
     }
     // The sink has compared these bytes with those read back, so this is the error of what is stored.
     const ofChunk = packedErrorStatistics(kernels, weights, part);
@@ -271,12 +305,24 @@ async function storeRows(task: Task, bits: BitWidth, solved?: PackedTensor): Pro
     await sink.advance(count * cols, data.length);
   }
   if (integers !== undefined) sink.write(names.zeroPoint!, packZeroPoints(integers, rows, groups, bits));
-  if (coded !== undefined) {
+  if (coded !== undefined && grid !== undefined) {
     sink.write(names.subScale!, packScaleCodes(coded));
     sink.write(names.superScale!, grid);
   }
   sink.write(names.shape, shapeEntry(form));
-  return statistics!;
+  return { statistics: statistics!, stored };
+}
+
+/** Codes of a part's scales. @throws {TypeError} when the codes would not give its scales and offsets again */
+function codedScales({ row }: Task, part: TwoLevelTensor, grid: ScaleGrid): Uint8Array {
+  const [scales, offsets] = linesOf(part).map(halves),
+    codes = codesOnGrid(scales!, grid),
+    all = gridScales(grid);
+  if (!offsets!.some((offset) => offset !== 0) && codes.every((code, i) => all[code] === scales![i])) {
+    return codes;
+  }
+  const reason = "coded scales must lie on the grid, without offsets, got others";
+  throw new TypeError(`Cannot store ${quote(row.name)}: ${reason}`);
 }
 
 /** The error of a chunk of rows that cannot be quantized, with its reason. */

@@ -2,6 +2,7 @@
 import { statSync } from "node:fs";
 import { join } from "node:path";
 import { packedTensorSpecs } from "../quant/packed/entries.ts";
+import { CODED_SCALE_BITS, OFFSET_BITS } from "../quant/packed/layout.ts";
 import { canonicalConfig, isCalibrated, wantsPhases } from "../config/mod.ts";
 import { type Kernels, threadCount } from "../native/mod.ts";
 import { opensIn } from "../output/readers.ts";
@@ -256,7 +257,15 @@ function* widestSpecs(rows: readonly PlanRow[]): Generator<TensorSpec> {
   for (const row of rows) {
     const { name, dtype, shape } = row;
     if (row.action === "keep") yield { name, dtype, shape };
-    else yield* packedTensorSpecs(name, { ...matrixSizes(shape), ...formatOf(row, 8) });
+    else {
+      const form = { ...matrixSizes(shape), ...formatOf(row, 8) };
+      const specs = packedTensorSpecs(name, form), known = new Set(specs.map((spec) => spec.name));
+      yield* specs;
+      if (row.scaleBits !== CODED_SCALE_BITS) continue;
+      // Coded scales may become half floats.
+      const others = packedTensorSpecs(name, { ...form, scaleBits: OFFSET_BITS });
+      yield* others.filter((spec) => !known.has(spec.name));
+    }
   }
 }
 

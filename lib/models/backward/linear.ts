@@ -98,7 +98,7 @@ export class RefinableLinear {
   /** `f32[time groups, rows]` */
   readonly #timeBias: ParameterArray | undefined;
 
-  /** @throws {TypeError} when the layer has two-level scales */
+  /** @throws {TypeError} when the layer has two-level or coded scales */
   constructor(layer: LinearLayer, parts: RefinedParts, memory: PagedFloats = new PagedFloats()) {
     const { weights } = layer;
     const parameter = (name: string, values: Floats, units: Floats) =>
@@ -109,6 +109,9 @@ export class RefinableLinear {
     const fail = (reason: string) => new TypeError(`Cannot refine ${JSON.stringify(layer.name)}: ${reason}`);
     if (packed?.scaleBits !== undefined && packed.codes !== "trellis") {
       throw fail("it must have one level of scales, got two-level scales");
+    }
+    if (packed?.scaleBits !== undefined && packed.scaleGrid !== undefined) {
+      throw fail("its scales must be half floats, got coded ones: quantize with scale_bits 16");
     }
     const own = packed && withOwnScales(packed), isTrellis = own?.scaleBits !== undefined;
     this.#packed = own;

@@ -75,9 +75,12 @@ export { CONFIG_KEY, SECTION_KEY };
 export interface PackedLayerEntry {
   readonly bits: BitWidth;
   readonly group_size: GroupSize;
-  /** Bits of the sub-codes of two-level scales; absent with plain ones. */
+  /** Bits of the sub-codes of two-level scales, 16 of offsets, 3 of coded scales; absent with plain ones. */
   readonly scale_bits?: ScaleBits | undefined;
-  /** `trellis`, with a scale and an offset a group; absent: uniform. From version 3 on. */
+  /**
+   * `trellis`, with a half-precision scale and offset a group, or coded scales alone where `scale_bits` is 3;
+   * absent: uniform. From version 3 on.
+   */
   readonly codes?: Codes | undefined;
   /** Absent where it is the section's. */
   readonly zero_point?: ZeroPointKind | undefined;
@@ -111,9 +114,9 @@ export interface PackedLayer {
   readonly groupSize: GroupSize;
   /** With two-level scales `real`, or `symmetric` where they have 8 bits. */
   readonly zeroPointKind: ZeroPointKind;
-  /** Bits of the sub-codes of two-level scales; undefined with plain ones. */
+  /** Bits of the sub-codes of two-level scales, 16 of offsets, 3 of coded scales; undefined with plain ones. */
   readonly scaleBits: ScaleBits | undefined;
-  /** `trellis`: `scaleBits` is 16, offsets; absent: uniform. */
+  /** `trellis`: `scaleBits` is 16, or 3 with coded scales and no offsets; absent: uniform. */
   readonly codes?: Codes | undefined;
   /** Element type before quantization. */
   readonly dtype: FloatDtype;

@@ -52,9 +52,9 @@ export const scaleCodeBytes = (groups: number): number => Math.ceil(groups * COD
 export function packScaleCodes(codes: Uint8Array): Uint8Array<ArrayBuffer> {
   const bytes = new Uint8Array(scaleCodeBytes(codes.length));
   for (const [i, code] of codes.entries()) {
-    const bit = i * CODED_SCALE_BITS, word = code << bit % 8;
-    bytes[bit >> 3]! |= word;
-    if (word > 255) bytes[(bit >> 3) + 1]! |= word >> 8;
+    const bit = i * CODED_SCALE_BITS, at = Math.floor(bit / 8), word = code << bit % 8;
+    bytes[at]! |= word;
+    if (word > 255) bytes[at + 1]! |= word >> 8;
   }
   return bytes;
 }

@@ -70,7 +70,7 @@ function startLines(problem: MomentProblem, ratio: number): Lines {
   return { scale, zeroPoint };
 }
 
-/** Part of the median scale of groups below which a grid need not reach: such weights are negligible. */
+/** Part of the median scale of groups below which a grid need not reach, see {@linkcode ROW_LOSS}. */
 const LEAST_SCALE = 1 / 4;
 
 /** The largest scale of a grid: rounding its ratio leaves room below the largest half float. */
@@ -84,11 +84,45 @@ function gridOf(problem: MomentProblem): ScaleGrid {
   return gridOver(Math.min(Math.max(least, 2 ** -24), most), most);
 }
 
+/** Most error energy with coded scales, as a multiple of that with half floats: of a row, and the rows' mean. */
+const ROW_LOSS = 8, MEAN_LOSS = 1.75;
+
+/**
+ * Whether half floats are needed: a row is an output of its own, whatever its size beside the others. The
+ * error of a group goes with the square of its scale; a scale that is too small loses as much by what lies
+ * beyond its levels.
+ */
+function losesTooMuch(problem: MomentProblem, grid: ScaleGrid): boolean {
+  const { rows, cols, groupSize } = problem, groups = groupCount(cols, groupSize), scales = gridScales(grid);
+  const { scale: wanted } = startLines(problem, 1);
+  const { scale: half } = startLines({ ...problem, scaleBits: OFFSET_BITS }, 1);
+  let all = 0;
+  for (let row = 0; row < rows; row++) {
+    let coded = 0, plain = 0;
+    for (let i = row * groups; i < (row + 1) * groups; i++) {
+      const scale = scales[nearestScale(scales, wanted[i]!)]!, own = Math.max(scale, wanted[i]! ** 2 / scale);
+      const width = Math.min(groupSize || cols, cols - i % groups * groupSize);
+      coded += width * own ** 2;
+      plain += width * half[i]! ** 2;
+    }
+    if (coded > ROW_LOSS * plain) return true;
+    all += coded / plain;
+  }
+  return all > MEAN_LOSS * rows;
+}
+
 /** Takes scales to the nearest of a grid, in place, and offsets to 0. */
 function toGrid({ scale, zeroPoint }: Lines, grid: ScaleGrid): void {
   const scales = gridScales(grid);
   for (let i = 0; i < scale.length; i++) scale[i] = scales[nearestScale(scales, scale[i]!)]!;
   zeroPoint.fill(0);
+}
+
+/** A problem and the grid of its coded scales; that of half floats where none serves. */
+function withGrid(problem: MomentProblem): [MomentProblem, ScaleGrid | undefined] {
+  if (problem.scaleBits === OFFSET_BITS) return [problem, undefined];
+  const grid = gridOf(problem);
+  return losesTooMuch(problem, grid) ? [{ ...problem, scaleBits: OFFSET_BITS }, undefined] : [problem, grid];
 }
 
 /** The parts of a layer's arrays that hold rows `[begin, end)`. */
@@ -157,14 +191,15 @@ function settle(
 
 /**
  * Searches, fits scales and offsets and descends over codes, as often as the steps have rounds; each row
- * keeps the best of all passes and starts.
+ * keeps the best of all passes and starts. Where coded scales lose too much the tensor has half floats and
+ * no `scaleGrid`.
  */
-export function solveTrellis(problem: MomentProblem, { refinesEach, rounds, refit }: Steps): Solution {
+export function solveTrellis(asked: MomentProblem, { refinesEach, rounds, refit }: Steps): Solution {
+  const [problem, grid] = withGrid(asked);
   const own = inOwnOrder(problem.kernels, problem.moment), passes = Math.max(1, rounds);
   const all = trellisRatios(problem.bits),
     ratios = refinesEach ? all : all.slice(0, 1),
     count = ratios.length * passes;
-  const grid = problem.scaleBits === OFFSET_BITS ? undefined : gridOf(problem);
   let best: Candidate | undefined, firstObjective = NaN, done = 0;
   const part = (share: number): MomentProblem => ({
     ...problem,

@@ -20,6 +20,7 @@ import {
   type TwoLevelTensor,
 } from "../../../lib/quant/mod.ts";
 import { type RefinableLayers, RefinableLinear } from "../../../lib/models/backward/linear.ts";
+import type { RunEvent } from "../../../lib/progress.ts";
 import { Workspace } from "../../../lib/models/layers/workspace.ts";
 import { openCheckpoint } from "../../../lib/tensor/mod.ts";
 import { gaussian, matrix, workplace, writeCheckpoint } from "../../_checkpoints.ts";
@@ -114,6 +115,38 @@ describe("trellis codes", () => {
       expect(objective).toBeLessThan(solveLayer(kernels, "best", uniform).objective);
       for (const { name, kernels } of every) {
         expect([name, solveLayer(kernels, "best", problem).tensor]).toEqual([name, tensor]);
+      }
+    }
+  });
+
+  test("have half floats where coded scales would lose a row, zeros or a mean, or coarsen all others", () => {
+    const rows = 40, cols = 128, plain = gaussians(11, rows * cols);
+    const kinds: Record<string, [(weight: number, row: number) => number, GroupSize]> = {
+      "a tenth of the rows at 1/50": [(weight, row) => row % 10 === 0 ? weight / 50 : weight, 0],
+      "rows of zeros": [(weight, row) => row % 10 === 0 ? 0 : weight, 0],
+      "rows with a mean": [(weight, row) => row % 10 === 0 ? weight + 3 * 0.1 : weight, 0],
+      "a row at 1000": [(weight, row) => row === 0 ? weight * 1000 : weight, 32],
+      "alike": [(weight) => weight, 0],
+      "twice as large at the end": [(weight, row) => weight * 2 ** (row / rows), 32],
+    };
+    const deviation = Math.sqrt(plain.reduce((sum, weight) => sum + weight ** 2, 0) / plain.length);
+    for (const [kind, [map, groupSize]] of Object.entries(kinds)) {
+      const values = plain.map((weight, i) => map(weight / deviation * 0.1, Math.floor(i / cols)));
+      const own = { data: new Uint8Array(values.buffer), dtype: "F32" } as const;
+      const solve = (scaleBits: 3 | 16) =>
+        quantizeByWeights(kernels, own, rows, cols, { ...format(groupSize), scaleBits, solver: "clip" });
+      const coded = solve(3) as TwoLevelTensor, isCoded = kind === "alike" || kind.startsWith("twice");
+      expect([kind, coded.scaleGrid !== undefined]).toEqual([kind, isCoded]);
+      if (!isCoded) expect([kind, coded]).toEqual([kind, solve(16) as TwoLevelTensor]);
+      // no row has an error near its own size
+      const found = decode(coded);
+      for (let row = 0; row < rows; row++) {
+        let error = 0, power = 0;
+        for (let i = row * cols; i < (row + 1) * cols; i++) {
+          error += (found[i]! - values[i]!) ** 2;
+          power += values[i]! ** 2;
+        }
+        expect([kind, row, error <= power / 4 + cols * 1e-12]).toEqual([kind, row, true]);
       }
     }
   });
@@ -248,6 +281,45 @@ describe("trellis codes", () => {
         /"scale_bits": got 3, expected 16/,
       );
     }
+  });
+
+  test("are stored with half floats where coded scales would lose a row, and the run says so", async () => {
+    const name = "model.layers.0.mlp.up_proj.weight", other = "model.layers.0.mlp.gate_proj.weight";
+    const rows = gaussian(640, 2).map((weight, i) => i < 64 ? weight / 100 : weight);
+    const input = writeCheckpoint(place.fresh(), {
+      [name]: matrix(10, 64, rows),
+      [other]: matrix(10, 64, gaussian(640, 3)),
+    });
+    const given = { codes: "trellis", bit_width: 2, scale_bits: 3, group_size: 0 };
+    const events: RunEvent[] = [], output = place.fresh(), { config } = resolveConfig({ overrides: given });
+    await quantizeCheckpoint({ kernels, input, output, config, onEvent: (event) => events.push(event) });
+    expect(events.filter(({ kind }) => kind === "fallback").map(({ message }) => message)).toEqual([
+      `${name}: scales of 3 bits would lose too much of its rows; stored with half-precision scales and offsets, ` +
+      "216 bytes instead of 184",
+    ]);
+    using checkpoint = openCheckpoint(output);
+    const layers = packedLayers(checkpoint);
+    expect(layers.get(name)).toMatchObject({ codes: "trellis", scaleBits: 16, bytes: 216 });
+    expect(layers.get(other)).toMatchObject({ codes: "trellis", scaleBits: 3, bytes: 184 });
+    const { layers: records } = JSON.parse(readFileSync(join(output, "arrowquant.manifest.json"), "utf8"));
+    const stored = records.map((
+      { name, reason, scale_bits, bytes_after }: Record<string, unknown>,
+    ) => [name, reason, scale_bits, bytes_after]);
+    expect(stored).toContainEqual([name, "coded_scales", 16, 216]);
+    using source = openCheckpoint(input);
+    const weights = { data: source.read(name), dtype: source.tensors.get(name)!.info.dtype as "F32" };
+    const wanted = quantizeByWeights(kernels, weights, 10, 64, { ...format(0), solver: "clip" });
+    const whole = readPackedTensor(checkpoint, layers.get(name)!);
+    expect(dequantize(kernels, whole)).toEqual(dequantize(kernels, wanted));
+  });
+
+  test("with coded scales are not refined, as the grid would not hold the result", () => {
+    const coded = { ...format(32), scaleBits: 3 } as const;
+    const { tensor } = solveLayer(kernels, "best", { weights, rows: ROWS, cols: COLS, moment, ...coded });
+    const parts = { scales: true, zeroPoints: true, biases: false, timeGroups: 0 };
+    expect(() => new RefinableLinear({ name: "a.weight", weights: tensor, bias: undefined }, parts)).toThrow(
+      'Cannot refine "a.weight": its scales must be half floats, got coded ones',
+    );
   });
 
   test("come back from a checkpoint of format version 3", async () => {
