@@ -42,3 +42,9 @@ test("codes of any groups come back from the stream, three bits each", () => {
     expect(unpackScaleCodes(part, begin, end)).toEqual(codes.slice(begin, end));
   }
 });
+
+test("codes of more groups than a bit's number has 31 bits for stand where they belong", () => {
+  const at = Math.ceil(2 ** 31 / 3), codes = { length: at + 1, entries: () => [[at, 5]] };
+  const bytes = packScaleCodes(codes as unknown as Uint8Array);
+  expect(unpackScaleCodes(bytes.subarray(Math.floor(at * 3 / 8)), at, at + 1)).toEqual(Uint8Array.of(5));
+});

@@ -2,7 +2,7 @@
 import { afterAll, describe, expect, test } from "bun:test";
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { resolveConfig } from "../../../lib/config/mod.ts";
+import { type ConfigInForce, resolveConfig } from "../../../lib/config/mod.ts";
 import { WeightsError } from "../../../lib/errors.ts";
 import * as call from "../../../lib/native/functions.ts";
 import { dequantizeCheckpoint, quantizeCheckpoint } from "../../../lib/pipeline/mod.ts";
@@ -20,6 +20,10 @@ import {
   type TwoLevelTensor,
 } from "../../../lib/quant/mod.ts";
 import { type RefinableLayers, RefinableLinear } from "../../../lib/models/backward/linear.ts";
+import { TensorSink } from "../../../lib/output/tensor_sink.ts";
+import type { TensorReader } from "../../../lib/output/source_digest.ts";
+import { rewriteTensor } from "../../../lib/pipeline/quantize_tensor.ts";
+import type { PlanRow } from "../../../lib/plan/plan.ts";
 import type { RunEvent } from "../../../lib/progress.ts";
 import { Workspace } from "../../../lib/models/layers/workspace.ts";
 import { openCheckpoint } from "../../../lib/tensor/mod.ts";
@@ -320,6 +324,38 @@ describe("trellis codes", () => {
     expect(() => new RefinableLinear({ name: "a.weight", weights: tensor, bias: undefined }, parts)).toThrow(
       'Cannot refine "a.weight": its scales must be half floats, got coded ones',
     );
+  });
+
+  test("with coded scales are not stored where the grid does not hold them", async () => {
+    const name = "a.weight", coded = { ...format(32), scaleBits: 3 } as const, events: RunEvent[] = [];
+    const solved = solveLayer(kernels, "best", { weights, rows: ROWS, cols: COLS, moment, ...coded });
+    const tensor = solved.tensor as TwoLevelTensor,
+      off = tensor.subScale.slice(),
+      offset = tensor.subMin.slice();
+    off[20]! ^= 1;
+    offset[21] = 0x3c;
+    const bytes = new Uint8Array(weights.buffer),
+      { config } = resolveConfig({ overrides: { solver: "clip" } });
+    const row = { ...coded, name, action: "quantize", reason: "default", dtype: "F32", shape: [ROWS, COLS] };
+    const store = (refined: TwoLevelTensor) =>
+      rewriteTensor(
+        row as unknown as PlanRow,
+        {
+          path: "a",
+          readInto: (_: string, start: number, target: Uint8Array) =>
+            target.set(bytes.subarray(start, start + target.length)),
+        } as unknown as TensorReader,
+        new TensorSink(undefined, () => Promise.resolve()),
+        {
+          ...{ config: config as ConfigInForce, kernels, onEvent: (event) => events.push(event) },
+          ...{ refined: new Map([[name, refined]]), buffer: (length) => new Uint8Array(length) },
+        },
+      );
+    expect(await store(tensor)).toMatchObject({ name, scaleBits: 3 });
+    const wanted = 'Cannot store "a.weight": coded scales must lie on the grid, without offsets';
+    for (const wrong of [{ subScale: off }, { subMin: offset }]) {
+      await expect(store({ ...tensor, ...wrong })).rejects.toThrow(wanted);
+    }
   });
 
   test("come back from a checkpoint of format version 3", async () => {
