@@ -313,7 +313,7 @@ async function storeRows(task: Task, bits: BitWidth, solved?: PackedTensor): Pro
   return { statistics: statistics!, stored };
 }
 
-/** Codes of a part's scales. @throws {TypeError} when the codes would not give its scales and offsets again */
+/** Codes of a part's scales. @throws {TypeError} when they would not give its scales and offsets again */
 function codedScales({ row }: Task, part: TwoLevelTensor, grid: ScaleGrid): Uint8Array {
   const [scales, offsets] = linesOf(part).map(halves),
     codes = codesOnGrid(scales!, grid),

@@ -75,7 +75,7 @@ export { CONFIG_KEY, SECTION_KEY };
 export interface PackedLayerEntry {
   readonly bits: BitWidth;
   readonly group_size: GroupSize;
-  /** Bits of the sub-codes of two-level scales, 16 of offsets, 3 of coded scales; absent with plain ones. */
+  /** Bits of two-level scales, 16 of offsets, 3 of coded scales; absent with plain ones. */
   readonly scale_bits?: ScaleBits | undefined;
   /**
    * `trellis`, with a half-precision scale and offset a group, or coded scales alone where `scale_bits` is 3;
@@ -114,7 +114,7 @@ export interface PackedLayer {
   readonly groupSize: GroupSize;
   /** With two-level scales `real`, or `symmetric` where they have 8 bits. */
   readonly zeroPointKind: ZeroPointKind;
-  /** Bits of the sub-codes of two-level scales, 16 of offsets, 3 of coded scales; undefined with plain ones. */
+  /** Bits of two-level scales, 16 of offsets, 3 of coded scales; undefined with plain ones. */
   readonly scaleBits: ScaleBits | undefined;
   /** `trellis`: `scaleBits` is 16, or 3 with coded scales and no offsets; absent: uniform. */
   readonly codes?: Codes | undefined;

@@ -84,7 +84,7 @@ function gridOf(problem: MomentProblem): ScaleGrid {
   return gridOver(Math.min(Math.max(least, 2 ** -24), most), most);
 }
 
-/** Most error energy with coded scales, as a multiple of that with half floats: of a row, and the rows' mean. */
+/** Most squared error with coded scales as a multiple of that with half floats: of a row, and in the mean. */
 const ROW_LOSS = 8, MEAN_LOSS = 1.75;
 
 /**
