@@ -569,8 +569,25 @@ def merged_weight(module: torch.nn.Linear, adapter: torch.nn.Module | None) -> t
         weight = offloaded["weight"]  # of accelerate's offload, which brings it before the layer runs
     if adapter is None or adapter.merged or adapter.disable_adapters or not weight.is_floating_point():
         return weight
-    deltas = [adapter.get_delta_weight(each) for each in adapter.active_adapters if each in adapter.scaling]
-    return sum(deltas, weight)
+    deltas = [delta_of(adapter, each) for each in adapter.active_adapters if each in adapter.scaling]
+    if weight.is_meta or any(each.is_meta for each in deltas):
+        return weight.to("meta")
+    return sum((each.to(weight.device) for each in deltas), weight)
+
+
+def delta_of(adapter: torch.nn.Module, name: str) -> torch.Tensor:
+    """What a LoRA adds to its layer's weight; of accelerate's offload, its parts are brought for that."""
+    away = [
+        part for part in adapter_parts(adapter)
+        if hasattr(part, "_hf_hook") and any(each.is_meta for each in part.parameters(recurse=False))
+    ]
+    try:
+        for part in away:
+            part._hf_hook.pre_forward(part)
+        return adapter.get_delta_weight(name)
+    finally:
+        for part in away:
+            part._hf_hook.post_forward(part, None)
 
 
 def samples_of(values: Iterable[object]) -> int:

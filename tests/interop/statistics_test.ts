@@ -287,6 +287,8 @@ describe("docs/statistics.md", () => {
       "fused",
       "offloaded",
       "adapted",
+      "injected",
+      "adapted, offloaded",
     ];
     expect(await runReader(python, SCRIPT, ["wrapped", folder])).toEqual(
       Object.fromEntries(kinds.map((kind) => [kind, []])),
