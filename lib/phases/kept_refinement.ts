@@ -77,6 +77,7 @@ export function keptRefinement({ folder, identity }: RefinementPlace): KeptRefin
   const kept = readKept<Header>(join(folder, NAME), identity);
   if (kept === undefined) return undefined;
   const { header: { fits, progress, generation, files }, arrays } = kept;
+  if (!Number.isInteger(files)) return undefined; // of a build that kept an array of each kind in one file
   const partOf = (index: number) => readKept(join(folder, partName(generation, index)), identity)?.arrays[0];
   for (let index = 0; index < files; index++) if (partOf(index) === undefined) return undefined;
   function* pieces(): Generator<Float32Array> {

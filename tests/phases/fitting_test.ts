@@ -14,6 +14,8 @@ import { Workspace } from "../../lib/models/layers/workspace.ts";
 import { dequantize, groupCount, quantize } from "../../lib/quant/mod.ts";
 import { openKernels } from "../../lib/native/mod.ts";
 import { loadCalibration } from "../../lib/phases/mod.ts";
+import { writeKept } from "../../lib/output/kept_file.ts";
+import { keepRefinement, keptRefinement } from "../../lib/phases/kept_refinement.ts";
 import { memoryThatFits, parametersOf, whatFits } from "../../lib/phases/fitting.ts";
 import { refinePhase } from "../../lib/phases/refinement.ts";
 import { quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
@@ -27,6 +29,17 @@ const kernels = await openKernels({ threads: 1 });
 afterAll(() => {
   kernels.close();
   place.remove();
+});
+
+test("a refinement's state of an older build, all in one file, is not gone on with", () => {
+  const folder = place.fresh(), own = { folder, identity: "one" };
+  mkdirSync(folder);
+  const fits = { iterations: 3, batches: 1, stepSeconds: 1, lookSeconds: 1 };
+  const arrays = [Float32Array.of(1), Float32Array.of(2)];
+  writeKept(join(folder, "solved-refinement"), "one", { header: { fits, progress: "{}" }, arrays });
+  expect(keptRefinement(own)).toBeUndefined();
+  keepRefinement(own, { fits, state: { progress: "{}", pieces: arrays } });
+  expect([...keptRefinement(own)!.state.pieces]).toEqual([Float32Array.of(1, 2)]);
 });
 
 describe("the time of a refinement", () => {

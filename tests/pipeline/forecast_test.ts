@@ -132,6 +132,26 @@ describe("memory of calibrated work", () => {
     expect(stays).toBeLessThan(all);
   });
 
+  test("of writing holds a whole matrix with coded scales that has nothing to be solved on", () => {
+    const config = chooseSolver(checkpoint, configOf({ ...best, codes: "trellis", scale_bits: 3 }));
+    const { rows } = planQuantization(checkpoint, config);
+    const coded = rows.filter((row) => isSolved(row) && row.scaleBits === 3);
+    const writingOf = (isKnown: (name: string) => boolean) => {
+      const stages = small.model.stages.map(({ block, layers }) => {
+        return { block, layers: layers.filter(({ name }) => isKnown(name)) };
+      }).filter(({ layers }) => layers.length > 0);
+      const model = Object.create(small.model, { stages: { value: stages } });
+      const calibrated = { ...small, model } as Calibrated;
+      return countRun({ calibrated, checkpoint, rows, memoryBytes: 1e9 }).stages(config)
+        .find(({ name }) => name === "writing")!.bytes;
+    };
+    const all = writingOf(() => true), [{ name, shape, bytesBefore }] = coded as [PlanRow];
+    // As stored, as float32 and as codes.
+    const one = writingOf((own) => own !== name) - all;
+    expect(one).toBeGreaterThan(bytesBefore + 5 * shape[0]! * shape[1]!);
+    expect(writingOf((own) => own.includes("head")) - all).toBeGreaterThanOrEqual(one);
+  });
+
   test("that does not fit is refused with a setting that does", () => {
     const peak = refusal(large(50), 1, best).neededBytes - process.memoryUsage().rss;
     const at = (share: number) => refusal(large(50), process.memoryUsage().rss + share * peak, best).message;
@@ -264,6 +284,23 @@ describe("time of calibrated work", () => {
     const all = bytesOf(1e9, true) - bytesOf(1e9, false), one = bytesOf(1e6, true) - bytesOf(1e6, false);
     expect(all).toBeGreaterThan(1e7);
     expect(one).toBeLessThan(0.7 * all);
+  });
+
+  test("has the refinement's state that is hashed and written at each look", () => {
+    const config = chooseSolver(
+      checkpoint,
+      configOf({ solver: "feedback", "thermodynamic.transition_optimization.enabled": true }),
+    );
+    const { rows } = planQuantization(checkpoint, config);
+    const counted = countRun({ calibrated: small, checkpoint, rows, memoryBytes: 1e9 });
+    let hashed = 0, written = 0;
+    counted.stages(config).find(({ name }) => name === "phases")!.seconds(untimed({
+      hashing: (bytes) => (hashed += bytes) * 0,
+      reading: (bytes) => (written += bytes) * 0,
+    }));
+    // Two states have room in the work folder; at four looks one of them is written.
+    expect([hashed, written]).toEqual([2 * counted.refinementBytes(config), hashed]);
+    expect(hashed).toBeGreaterThan(1e5);
   });
 
   test("is announced with what cheaper settings take", () => {

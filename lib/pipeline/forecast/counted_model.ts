@@ -33,8 +33,8 @@ import {
 const PHASE_PASSES = { heldOut: 8, fit: 2 };
 /** Looks of the refinement at held-out samples that its time is forecast with: some by one model alone. */
 const LOOKS = 4;
-/** Part of a refined parameter's bytes that is kept over a stop; while it is written, twice. */
-const KEPT_PARTS = 2 * 4 / 7;
+/** Part of a refined parameter's bytes that is kept over a stop, at each look. */
+const KEPT_PART = 4 / 7;
 /** Times that a parameter's bytes go through its file in a step. */
 const STEP_TRAFFIC = 2;
 /** Full-precision outputs that a meter and the refinement keep. */
@@ -174,10 +174,14 @@ export class CountedModel extends CountedWork {
       statesBytes: 0,
       seconds: (timed) => {
         const { iterations, stepSeconds, lookSeconds } = fits(timed);
-        const filed = memory === undefined || memory.heldBytes === memory.parameterBytes
+        const { parameterBytes, heldBytes } = memory ?? { parameterBytes: 0, heldBytes: 0 };
+        const isFiled = heldBytes < parameterBytes, states = LOOKS * KEPT_PART * parameterBytes;
+        const filed = isFiled ? STEP_TRAFFIC * timed.reading(parameterBytes) : 0;
+        // Read where parameters lie in a file, hashed and written.
+        const kept = timed.reading(isFiled ? 2 * states : states) + timed.hashing(states);
+        const refined = iterations === 0
           ? 0
-          : STEP_TRAFFIC * timed.reading(memory.parameterBytes);
-        const refined = iterations === 0 ? 0 : iterations * (stepSeconds + filed) + LOOKS * lookSeconds;
+          : iterations * (stepSeconds + filed) + LOOKS * lookSeconds + kept;
         return (refinement.enabled ? refined : 0) +
           (axis ? PHASE_PASSES.fit * pass.seconds(timed) + PHASE_PASSES.heldOut * held.seconds(timed) : 0);
       },
@@ -233,6 +237,7 @@ export class CountedModel extends CountedWork {
   refinementBytes(config: ConfigInForce): number {
     if (!config.thermodynamic.transitionOptimization.enabled) return 0;
     const { parameterBytes, heldBytes } = this.#refinementMemory(config);
-    return KEPT_PARTS * parameterBytes + (heldBytes < parameterBytes ? parameterBytes : 0);
+    // While a state is written, the last one stands.
+    return 2 * KEPT_PART * parameterBytes + (heldBytes < parameterBytes ? parameterBytes : 0);
   }
 }

@@ -7,7 +7,7 @@ import { calibrationGroups } from "../../calibration/saved_statistics.ts";
 import { type ConfigInForce, hasBudget } from "../../config/mod.ts";
 import type { Blockwise, LinearLayer } from "../../models/mod.ts";
 import { formatOf, isTokenTable, type PlanRow } from "../../plan/plan.ts";
-import type { WeightFormat } from "../../quant/packed/layout.ts";
+import { CODED_SCALE_BITS, type WeightFormat } from "../../quant/packed/layout.ts";
 import { isRounded, weightSolver } from "../../solve/by_weights.ts";
 import { READY_BYTES, stageBytes } from "../../solve/stage_inputs.ts";
 import { TARGET_STEPS } from "../../solve/target_of_inputs.ts";
@@ -342,20 +342,31 @@ export abstract class CountedWork {
 
   #writing(config: ConfigInForce): RunStage {
     const { rows } = this.run, isSolved = ["best", "feedback"].includes(config.solver);
+    const { stages } = this.run.calibrated.model;
+    const layers = new Set(stages.flatMap((stage) => stage.layers.map(({ name }) => name)));
+    const isOwn = (row: PlanRow) =>
+      isSolved && layers.has(row.name) && !isTokenTable(row) && !isRounded(config, row);
     const before = rows.reduce((sum, { bytesBefore }) => sum + bytesBefore, 0);
     const after = rows.reduce((sum, { bytesAfter }) => sum + bytesAfter, 0);
     return {
       name: "writing",
-      bytes: Math.min(this.solvedBytes(config), this.packedBytes) + this.tableBytes,
+      bytes: Math.min(this.solvedBytes(config), this.packedBytes) + this.tableBytes +
+        // Coded scales share a grid: a matrix that was not solved is in memory as a whole.
+        most(
+          rows.map((row) =>
+            row.scaleBits !== CODED_SCALE_BITS || isOwn(row)
+              ? 0
+              : row.bytesBefore + elementCount(row.shape)! * LAYER_BYTES
+          ),
+        ),
       statesBytes: 0,
       seconds: (timed) =>
         // Read and hashed; written, hashed, and read back.
         timed.hashing(before + 2 * after) + FILE_SECONDS * rows.length + rows.reduce((sum, row) => {
           if (row.action === "keep") return sum;
           const weights = elementCount(row.shape)!, form = formatOf(row);
-          const isOwn = isSolved && !isTokenTable(row) && !isRounded(config, row);
           return sum + timed.packing(weights, "measure", form) +
-            (isOwn ? 0 : timed.packing(weights, weightSolver(config, row), form));
+            (isOwn(row) ? 0 : timed.packing(weights, weightSolver(config, row), form));
         }, 0),
     };
   }
