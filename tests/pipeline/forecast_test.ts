@@ -389,7 +389,10 @@ describe("time of calibrated work", () => {
       countRun({ calibrated, checkpoint, rows, memoryBytes: 1e9 }).stages(config)[0]!.seconds(timed);
       return [...blocks].sort((a, b) => a - b);
     };
-    const saved = { ...small, statistics: { inputOf: () => ({ block: 32 }) } } as unknown as Calibrated;
+    const saved = {
+      ...small,
+      statistics: { has: () => true, inputOf: () => ({ block: 32 }) },
+    } as unknown as Calibrated;
     expect(blocksOf(small)).toEqual([64, 160]); // the widths of dream-mini
     expect(blocksOf(saved)).toEqual([32]);
   });

@@ -3,6 +3,7 @@ import { chooseMoment, chooseSaved } from "../../calibration/moment_structure.ts
 import { blockRuns } from "../../calibration/collect.ts";
 import type { CalibrationPart } from "../../calibration/mod.ts";
 import type { Solvable } from "../../calibration/statistics/alone.ts";
+import { partsWith } from "../../calibration/statistics/expert_stacks.ts";
 import { calibrationGroups } from "../../calibration/saved_statistics.ts";
 import { type ConfigInForce, hasBudget } from "../../config/mod.ts";
 import type { Blockwise, LinearLayer } from "../../models/mod.ts";
@@ -210,9 +211,11 @@ export abstract class CountedWork {
         wanted.delete(name);
         return Array.from({ length: experts }, () => formatOf(row));
       });
-      const { name, weights: { cols } } = own[0]!, positions = data.distinctPositions;
+      const { weights: { cols } } = own[0]!, positions = data.distinctPositions;
       const choice = chooseMoment(settings, { cols, positions, memoryBytes, formats: forms });
-      const saved = statistics?.inputOf(name).block ?? cols;
+      // Of experts in one tensor, that of the first that read anything.
+      const known = partsWith(statistics, own[0]!).find(({ name }) => statistics?.has(name));
+      const saved = known === undefined ? cols : statistics!.inputOf(known.name).block ?? cols;
       const { block } = chooseSaved(settings, choice, { cols, saved, formats: forms });
       const names = own.flatMap(({ name, experts = 1 }) => Array.from({ length: experts }, () => name));
       return [{ names, cols, rows: own.flatMap(rowsOf), forms, block }];
