@@ -524,8 +524,9 @@ class Collector:
             }]),
         }
         tensors = [("time_groups.boundaries", torch.tensor(self.boundaries, dtype=torch.int32))]
-        if all(self.samples[name] is not None for name in seen):
-            tensors.append(("model.weights", torch.stack([self.samples[name] for name in seen])))
+        unknown = torch.full((MODEL_SAMPLES,), math.nan)
+        known = [unknown if self.samples[name] is None else self.samples[name] for name in seen]
+        tensors.append(("model.weights", torch.stack(known)))
         for each in self.inputs.values():
             tensors.extend(each.tensors(self.is_half))
         write_safetensors(path, metadata, tensors)

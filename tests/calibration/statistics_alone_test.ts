@@ -281,6 +281,22 @@ describe("statistics alone", () => {
     expect(thrown(() => own.merge(taller)).message).toContain(`other weights in "${LAYERS[3]}"`);
   });
 
+  test("layers whose weights are not known are told from no others, and another model by the rest", async () => {
+    const all = statistics(), { layers } = all.model!, own = statistics();
+    const samples = new Map([...all.model!.samples!].slice(1));
+    Object.assign(own.model!, { samples });
+    const path = save(own), { statistics: read } = readCalibrationStatistics(path, { fingerprint: "" });
+    expect([...read.model!.samples!.keys()]).toEqual([...layers.keys()].slice(1));
+    expect(read.merge(statistics(STAGES, { identity: "b" })).model!.samples!.size).toBe(layers.size);
+    await quantize(MODEL, path).run();
+    const error = await rejection(quantize(checkpoint("", 50), path).run()) as Error;
+    expect(error.message).toContain(`other weights in "${LAYERS[1]}"`);
+    const half = withNumbers(path, "model.weights", 9, [NaN]);
+    expect(thrown(() => readCalibrationStatistics(half, { fingerprint: "" })).message).toContain(
+      "finite, or all NaN if not known",
+    );
+  });
+
   test("of another model, other shapes, NaN, a missing layer, cut off: refused by name, nothing is written", async () => {
     const path = save(statistics()),
       bytes = readFileSync(path),

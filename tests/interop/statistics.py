@@ -18,6 +18,7 @@ pair FOLDER             whole.safetensors, blocks.safetensors and x.safetensors 
 mixed FOLDER            collects there under autocast; prints the difference from float64
 wrapped FOLDER          collects models that are compiled, wrapped, adapted or fused; prints what differs from plain ones
 batched FOLDER          batches in lists, and times by token; prints what differs from samples one by one
+unknown FOLDER          prints of which layers of a file weights are not known
 interrupted FOLDER      collects there and is interrupted; prints what files are left
 
 Prints JSON.
@@ -390,6 +391,23 @@ def by_time(folder: str) -> dict[str, list[float]]:
     return counts
 
 
+class Coded(torch.nn.Linear):
+    """A layer whose weight is in codes."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weight.float().T
+
+
+def unknown(folder: str) -> list[bool]:
+    """Of two layers, of which the second has codes: whether a file says that weights are not known."""
+    model, path = Pair(), Path(folder) / "coded.safetensors"
+    model.second = Coded(40, 8, bias=False)
+    model.second.weight = torch.nn.Parameter(model.second.weight.char(), requires_grad=False)
+    with collect(model, path):
+        model(torch.ones(1, 1, 40), torch.tensor([0.5]))
+    return load_file(path)["model.weights"].isnan().all(1).tolist()
+
+
 class HandsOn(torch.nn.Module):
     """A wrapper that hands on what it is called with, as DistributedDataParallel does."""
 
@@ -531,10 +549,10 @@ if __name__ == "__main__":
         root, *families = rest
         print(json.dumps({family: draw(family, Path(root) / family) for family in families or FAMILIES}))
     elif command in ("pipeline", "masked", "lines", "by_command", "experts", "pair", "mixed", "by_time",
-                     "wrapped", "batched", "interrupted"):
+                     "wrapped", "batched", "unknown", "interrupted"):
         print(json.dumps(dict(pipeline=make_pipeline, masked=make_masked, lines=run_lines,
                               by_command=by_command, experts=experts, pair=pair, mixed=mixed, by_time=by_time,
-                              wrapped=wrapped, batched=batched, interrupted=interrupted)[command](*rest)))
+                              wrapped=wrapped, batched=batched, unknown=unknown, interrupted=interrupted)[command](*rest)))
     elif command == "dream":
         print(run_dream(*rest))
     elif command == "dit":

@@ -303,6 +303,13 @@ describe("docs/statistics.md", () => {
     expect(await runReader(python, SCRIPT, ["batched", folder])).toEqual(found);
   }, 120_000);
 
+  test("a layer in codes leaves the weights of the others known", async () => {
+    const python = readersPython(), folder = place.fresh("unknown");
+    if (python === undefined) return;
+    mkdirSync(folder);
+    expect(await runReader(python, SCRIPT, ["unknown", folder])).toEqual([false, true]);
+  }, 120_000);
+
   test("interrupted half-way, nothing is left", async () => {
     const python = readersPython(), folder = place.fresh("interrupted");
     if (python === undefined) return;

@@ -17,7 +17,7 @@
  * <input>.group_second     F32 [groups, cols, cols]    where `second` is groups
  * <input>.sum_low          F64 [groups, cols]          of a part of a pass, or one on its way: what rounding took from
  * <input>.squares_low      F64 [groups, cols]          the sums; `second` and `group_second` are F64 then
- * model.weights            F32 [layers, 8]             some weights of each layer of `model`, may be left out
+ * model.weights            F32 [layers, 8]             some weights of each layer of `model`, NaN where not known; may be left out
  * __metadata__: format, version, fingerprint (may be left out), model (JSON: name, and layers with rows and columns; may be left out where there is a fingerprint), axis, bins, second, inputs (JSON: layers by input, and the columns of a block of its moment where it is not whole), runs (JSON), and parts_done of an unfinished one
  * ```
  *
@@ -94,9 +94,10 @@ export function writeCalibrationStatistics(
   };
   const entries = [...inputs].flatMap(([name, input]) => entriesOf(name, input, groups.count, statistics));
   if (samples !== undefined) {
+    const unknown = new Array<number>(MODEL_SAMPLES).fill(NaN);
     entries.push({
       spec: { name: MODEL_WEIGHTS, dtype: "F32", shape: [layers.length, MODEL_SAMPLES] },
-      values: () => Float32Array.from(layers.flatMap(([name]) => [...samples.get(name)!])),
+      values: () => Float32Array.from(layers.flatMap(([name]) => [...samples.get(name) ?? unknown])),
     });
   }
   writeTimeFile(path, groups, metadata, entries);

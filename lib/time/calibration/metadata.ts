@@ -1,10 +1,9 @@
 /** What the metadata of a statistics file say: its inputs, its model and its runs. */
 import { MAX_MOMENT_COLS } from "../../quant/solvers/moments.ts";
 import { MAX_TENSORS, type SafetensorsFile } from "../../tensor/mod.ts";
-import type { Malformed } from "../time_file.ts";
+import { type Malformed, readValues } from "../time_file.ts";
 import { type CalibrationRun, type LayerInput, MAX_CALIBRATION_RUNS } from "./contents.ts";
 import { MODEL_SAMPLES, type StatisticsModel } from "./model.ts";
-import { readFinite } from "./tensors.ts";
 
 /** Tensor of some weights of each layer of the model. */
 export const MODEL_WEIGHTS = "model.weights";
@@ -78,11 +77,19 @@ export function readModel(file: SafetensorsFile, malformed: Malformed): Statisti
     shapes.set(layer, shape as [number, number]);
   }
   if (!file.tensors.has(MODEL_WEIGHTS)) return { name, layers: shapes };
-  const spec = { name: MODEL_WEIGHTS, dtype: "F32", shape: [shapes.size, MODEL_SAMPLES] } as const;
-  const weights = readFinite(file, spec, malformed) as Float32Array;
-  const samples = new Map(
-    [...shapes.keys()].map((layer, i) => [layer, weights.slice(i * MODEL_SAMPLES, (i + 1) * MODEL_SAMPLES)]),
-  );
+  const weights = readValues(file, MODEL_WEIGHTS, "F32", [[shapes.size, MODEL_SAMPLES]], malformed);
+  const samples = new Map<string, Float32Array>();
+  for (const [i, layer] of [...shapes.keys()].entries()) {
+    const own = weights.slice(i * MODEL_SAMPLES, (i + 1) * MODEL_SAMPLES) as Float32Array;
+    if (own.every(Number.isNaN)) continue;
+    if (!own.every(Number.isFinite)) {
+      throw malformed(
+        `weights of a layer must be finite, or all NaN if not known, got [${own}]`,
+        MODEL_WEIGHTS,
+      );
+    }
+    samples.set(layer, own);
+  }
   return { name, layers: shapes, samples };
 }
 

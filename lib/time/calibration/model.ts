@@ -6,7 +6,7 @@ export interface StatisticsModel {
   readonly name: string;
   /** Rows and columns of every linear layer that was to be looked at, by the name of its weight. */
   readonly layers: ReadonlyMap<string, readonly [rows: number, cols: number]>;
-  /** {@linkcode MODEL_SAMPLES} weights of each, evenly spread from the first to the last. */
+  /** {@linkcode MODEL_SAMPLES} weights of those whose numbers are known, evenly spread from the first to the last. */
   readonly samples?: ReadonlyMap<string, Float32Array> | undefined;
 }
 
@@ -53,5 +53,5 @@ export function mergedModel(
   if (one === undefined || other === undefined) return one ?? other;
   const samples = new Map([...other.samples ?? [], ...one.samples ?? []]);
   const layers = new Map([...other.layers, ...one.layers]);
-  return { name: one.name, layers, samples: samples.size === layers.size ? samples : undefined };
+  return { name: one.name, layers, samples: samples.size > 0 ? samples : undefined };
 }
