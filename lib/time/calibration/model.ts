@@ -6,7 +6,7 @@ export interface StatisticsModel {
   readonly name: string;
   /** Rows and columns of every linear layer that was to be looked at, by the name of its weight. */
   readonly layers: ReadonlyMap<string, readonly [rows: number, cols: number]>;
-  /** {@linkcode MODEL_SAMPLES} weights of those whose numbers are known, evenly spread from the first to the last. */
+  /** {@linkcode MODEL_SAMPLES} weights of those that are known, evenly spread from the first to the last. */
   readonly samples?: ReadonlyMap<string, Float32Array> | undefined;
 }
 
