@@ -239,6 +239,9 @@ describe("runs", () => {
     expect(wide.message).toMatch(/statistics must have a full moment, got blocks of 64/);
     const groups = await rejection(quantize(place.fresh("run"), { ...from, group_size: 128 }));
     expect(groups.message).toMatch(/blocks of a multiple of 128 columns, got 64/);
+    const asScales = { ...from, group_size: 32, scale_bits: 6, bit_width: 4 };
+    const superblocks = await rejection(quantize(place.fresh("run"), asScales));
+    expect(superblocks.message).toMatch(/blocks of a multiple of 256 columns, got 64/);
   }, 120_000);
 });
 

@@ -17,6 +17,7 @@ import { settingsFor } from "../../quant/solvers/effort.ts";
 import { type FactoredMoment, factorMoments } from "../../quant/solvers/factored_moment.ts";
 import { MomentSums } from "../../quant/solvers/moment_sums.ts";
 import { accumulateMoment, emptyMoments } from "../../quant/solvers/moments.ts";
+import { leastBlock } from "../../quant/solvers/problem.ts";
 import { solveLayer } from "../../quant/solvers/solve_layer.ts";
 import type { SolverSettings } from "../../quant/solvers/settings.ts";
 import type { Checkpoint } from "../../tensor/mod.ts";
@@ -184,11 +185,13 @@ export class TimedWork implements Disposable {
     if (block === 1) return this.packing(rows * cols, "clip", form); // weighed by the diagonal
     const own = Math.min(block, PROBE.cols), settings = settingsFor(asked, { rows, cols, block });
     // Narrow blocks are solved side by side, as in the layer: each call has costs of its own.
-    const blocks = Math.floor(Math.min(cols, PROBE.cols) / own);
+    const blocks = own % leastBlock(form) === 0 ? Math.floor(Math.min(cols, PROBE.cols) / own) : 1;
     const ofRows = (count: number, width: number) =>
       this.#once(JSON.stringify([count, width, own, form, solver, settings]), () => {
-        const moment = this.#solvable(width, Math.min(width, own)), weights = new Float32Array(count * width);
-        const groupSize: WeightFormat["groupSize"] = width % (form.groupSize || width) === 0
+        const block = Math.min(width, own), moment = this.#solvable(width, block);
+        const weights = new Float32Array(count * width);
+        // What does not fit is refused when it is solved.
+        const groupSize: WeightFormat["groupSize"] = block % (form.groupSize || block) === 0
           ? form.groupSize
           : 0;
         new RandomStream(1).fillNormal(weights);
