@@ -726,7 +726,7 @@ def collect(
     )
     second = getattr(model, "transformer_2", None)
     if isinstance(second, torch.nn.Module) and second is not module:
-        warnings.warn("only pipe.transformer is collected: a block of its own collects pipe.transformer_2", stacklevel=3)
+        warnings.warn("only pipe.transformer is collected: collect pipe.transformer_2 in a second with block", stacklevel=3)
     if isinstance(module, torch.nn.DataParallel) and len(module.device_ids) > 1:
         raise StatisticsError(f"a model on one device is needed, got one on {len(module.device_ids)}: its .module")
     if module is None:

@@ -184,7 +184,7 @@ export class TimedWork implements Disposable {
   ): number {
     if (block === 1) return this.packing(rows * cols, "clip", form); // weighed by the diagonal
     const own = Math.min(block, PROBE.cols), settings = settingsFor(asked, { rows, cols, block });
-    // Narrow blocks are solved side by side, as in the layer: each call has costs of its own.
+    // Narrow blocks are solved side by side, as in the layer: each call has fixed costs.
     const blocks = own % leastBlock(form) === 0 ? Math.floor(Math.min(cols, PROBE.cols) / own) : 1;
     const ofRows = (count: number, width: number) =>
       this.#once(JSON.stringify([count, width, own, form, solver, settings]), () => {

@@ -88,7 +88,7 @@ function gridOf(problem: MomentProblem): ScaleGrid {
 const ROW_LOSS = 8, MEAN_LOSS = 1.75;
 
 /**
- * Whether half floats are needed: a row is an output of its own, whatever its size beside the others. The
+ * Whether half floats are needed: each row is one output, whatever its size beside the others. The
  * error of a group goes with the square of its scale; a scale that is too small loses as much by what lies
  * beyond its levels.
  */
