@@ -28,7 +28,7 @@ import type { Solution } from "./settings.ts";
 import { type Candidate, inParts, keepBetterRows, total } from "./steps.ts";
 
 /** Deviation of numbers that a table's levels are made for, by bits; feedback's targets are wider. */
-const TABLE_DEVIATIONS: Readonly<Record<number, number>> = { 2: 21.89 / 32, 3: 18.07 / 32 };
+const TABLE_DEVIATIONS: Readonly<Record<number, number>> = { 2: 24.5 / 32, 3: 20.08 / 32 };
 
 /** Rounds of least squares and descent behind each search. */
 const SETTLING_ROUNDS = 2;
