@@ -15,10 +15,10 @@
  *
  * The second place mixes bits of all codes of the window. Terms are trained by Lloyd's algorithm on Gaussian
  * numbers (bench/trellis_table.c): the best paths for given levels, then the terms by least squares over the
- * numbers that took each window, the numbers with other signs among them, so that the level of a window is that
- * of its complement with the other sign. They are then rounded to whole numbers; `deviation` of them are that
- * of the numbers. Mean squared errors of the best path on other Gaussian numbers of variance 1, where no code
- * of so many bits has less than the bound:
+ * numbers that took each window, the numbers with other signs among them, so that the level of a window is
+ * that of its complement with the other sign. They are then rounded to whole numbers; `deviation` of them are
+ * that of the numbers. Mean squared errors of the best path on other Gaussian numbers of variance 1, where no
+ * code of so many bits has less than the bound:
  *
  *     bits   deviation   error    a level of its own for each window   uniform levels   bound
  *     2      24.50       0.0763   0.0767                               0.1188           0.0625

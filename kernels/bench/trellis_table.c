@@ -1,9 +1,9 @@
 /* trellis_table.c: trains the levels of trellis codes of 2 or 3 bits (arithmetic/trellis.h) on Gaussian
- * numbers. The level of a window is the sum of two terms, one of sixteen each. In turn: the best path for given
- * levels, then the terms by least squares over the numbers that took each window, those with the other sign in
- * the complement's. Many seeds are trained on a little; the one that is best on other numbers is trained on
- * more. Prints the terms as whole numbers, and mean squared errors on numbers that no level has seen. Two
- * minutes of one core.
+ * numbers. The level of a window is the sum of two terms, one of sixteen each. In turn: the best path for
+ * given levels, then the terms by least squares over the numbers that took each window, those with the other
+ * sign in the complement's. Many seeds are trained on a little; the one that is best on other numbers is
+ * trained on more. Prints the terms as whole numbers, and mean squared errors on numbers that no level has
+ * seen. A minute of one core.
  *
  *     cc -O3 -ffp-contract=off kernels/bench/trellis_table.c -lm -o trellis_table && ./trellis_table 3 */
 #include <math.h>
