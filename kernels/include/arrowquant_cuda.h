@@ -22,7 +22,7 @@
 extern "C" {
 #endif
 
-#define AQ_CUDA_ABI_VERSION 9
+#define AQ_CUDA_ABI_VERSION 10
 
 #define AQ_E_DEVICE (-100) /* no device, no driver, or a driver older than the runtime */
 #define AQ_E_MEMORY (-101) /* the device or the host has no room left */
@@ -116,6 +116,17 @@ AQ_API int32_t aq_cuda_dequantize_trellis(aq_cuda_buffer packed, aq_cuda_buffer 
 AQ_API int32_t aq_cuda_linear_trellis(aq_cuda_buffer x, size_t tokens, aq_cuda_buffer packed, aq_cuda_buffer scale,
                                       aq_cuda_buffer offset, aq_cuda_buffer bias, size_t rows, size_t cols, int32_t bits,
                                       size_t group_size, aq_cuda_buffer out, aq_cuda_stream stream);
+
+/* aq_quantize_activations, to the bit. Waits. */
+AQ_API int32_t aq_cuda_quantize_activations(aq_cuda_buffer x, size_t tokens, size_t cols, int32_t bits, int32_t kind,
+                                            aq_cuda_buffer codes, aq_cuda_buffer scale, aq_cuda_buffer zero_point,
+                                            aq_cuda_stream stream);
+
+/* aq_linear_packed_int8, to the bit; zero points are not looked at. */
+AQ_API int32_t aq_cuda_linear_packed_int8(aq_cuda_buffer codes, aq_cuda_buffer x_scale, aq_cuda_buffer x_zero_point,
+                                          size_t tokens, aq_cuda_buffer packed, aq_cuda_buffer scale,
+                                          aq_cuda_buffer zero_point, aq_cuda_buffer bias, size_t rows, size_t cols,
+                                          int32_t bits, size_t group_size, aq_cuda_buffer out, aq_cuda_stream stream);
 
 /* aq_linear_trellis_int8, to the bit; zero points are not looked at. */
 AQ_API int32_t aq_cuda_linear_trellis_int8(aq_cuda_buffer codes, aq_cuda_buffer x_scale, aq_cuda_buffer x_zero_point,

@@ -203,6 +203,7 @@ static void run_shapes(void) {
 #include "cuda/copies.h"
 #include "cuda/forward.h"
 #include "cuda/dequantize.h"
+#include "cuda/int8.h"
 #include "cuda/trellis.h"
 #include "cuda/trellis_solver.h"
 #include "cuda/backward.h"
@@ -252,6 +253,7 @@ int main(int argc, char **argv) {
   run_solvers();
   run_forward();
   run_dequantize();
+  run_int8();
   run_trellis_shapes();
   run_trellis_solvers();
   run_backward();

@@ -76,7 +76,7 @@ export const SIGNATURES = {
 } as const;
 
 /** `AQ_CUDA_ABI_VERSION` of kernels/include/arrowquant_cuda.h. */
-export const CUDA_ABI_VERSION = 9;
+export const CUDA_ABI_VERSION = 10;
 
 export const CUDA_SIGNATURES = {
   aq_cuda_abi_version: "",
@@ -100,6 +100,8 @@ export const CUDA_SIGNATURES = {
   aq_cuda_dequantize_two_level: "handle handle handle handle handle usize usize i32 usize i32 handle i32 handle",
   aq_cuda_dequantize_trellis: "handle handle handle usize usize i32 usize handle i32 handle",
   aq_cuda_linear_trellis: "handle usize handle handle handle handle usize usize i32 usize handle handle",
+  aq_cuda_quantize_activations: "handle usize usize i32 i32 handle handle handle handle",
+  aq_cuda_linear_packed_int8: "handle handle handle usize handle handle handle handle usize usize i32 usize handle handle",
   aq_cuda_linear_trellis_int8: "handle handle handle usize handle handle handle handle usize usize i32 usize handle handle",
   aq_cuda_multiply: "handle handle usize usize usize handle handle",
   aq_cuda_accumulate_moment: "handle handle handle usize usize usize usize handle handle",

@@ -7,6 +7,8 @@ import { type CudaKernels, openCuda } from "../../lib/native/cuda/mod.ts";
 import { type Kernels, openKernels } from "../../lib/native/mod.ts";
 import { CUDA_SIGNATURES, SIGNATURES } from "../../lib/native/signatures.ts";
 import { dequantize, quantize } from "../../lib/quant/mod.ts";
+import { IntegerProducts } from "../../lib/models/layers/integer_products.ts";
+import { takesIntegers } from "../../lib/models/layers/int8.ts";
 import { linear } from "../../lib/models/layers/linear.ts";
 import { factorMoments } from "../../lib/quant/solvers/factored_moment.ts";
 import { emptyMoments } from "../../lib/quant/solvers/moments.ts";
@@ -68,8 +70,15 @@ function work(kernels: Kernels): unknown[] {
   kernels.arrays.hold(out, true);
   linear(kernels, { weights: packed, bias: undefined }, x, tokens, out);
   const held = kernels.arrays.release(out).slice();
+  const products = new IntegerProducts(kernels, "model", "int8");
+  const integers = [undefined, { scale: 0.001, zeroPoint: 100 }].map((grid) => {
+    if (!takesIntegers(packed)) throw new Error("expected one level of scales");
+    const layer = { name: "layer", weights: packed, bias: undefined };
+    products.multiply(layer, packed, x, tokens, kernels.arrays.hold(out, true), { grid });
+    return kernels.arrays.release(out).slice();
+  });
   kernels.arrays.drop();
-  return [dequantize(kernels, packed), solveLayer(kernels, "feedback", problem), held.map(Math.fround)];
+  return [dequantize(kernels, packed), solveLayer(kernels, "feedback", problem), integers, held];
 }
 
 describe("faults of a device", () => {
@@ -93,8 +102,8 @@ describe("faults of a device", () => {
         const gpu = withCuda({ ...base, close() {} }, library, (line) => lines.add(line));
         const found = work(gpu);
         gpu.close();
-        expect([first, last, found.slice(0, 2)]).toEqual([first, last, expected.slice(0, 2)]);
-        const [own, wanted] = [found[2], expected[2]] as [Float32Array, Float32Array];
+        expect([first, last, found.slice(0, 3)]).toEqual([first, last, expected.slice(0, 3)]);
+        const [own, wanted] = [found[3], expected[3]] as [Float32Array, Float32Array];
         for (const [i, value] of own.entries()) expect(Math.abs(value - wanted[i]!)).toBeLessThan(1e-6);
         expect([first, last, buffers.size]).toEqual([first, last, 0]);
       }

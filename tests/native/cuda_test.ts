@@ -6,6 +6,7 @@ import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { resolveConfig } from "../../lib/config/mod.ts";
 import { loadCalibration } from "../../lib/calibration/mod.ts";
+import { linearPackedInt8, quantizeActivations, takesIntegers } from "../../lib/models/layers/int8.ts";
 import { HeldWeights } from "../../lib/models/layers/held_weights.ts";
 import { refineDit } from "../../lib/models/backward/refine.ts";
 import { loadDit, loadDream, loadModel, modelFrom } from "../../lib/models/mod.ts";
@@ -379,6 +380,57 @@ describe("models on a GPU", () => {
       expect(new Set(brought).size).toBe(brought.length);
     } finally {
       DeviceMemory.prototype.upload = upload;
+      place.remove();
+    }
+  });
+
+  test("8-bit activations and their products are the CPU's, byte for byte, and in a pass codes stay there", async () => {
+    if (!COMPUTES || await deviceLine() === undefined) return;
+    using gpu = await openKernels({ backend: "cuda" });
+    using cpu = await openKernels({ backend: "cpu" });
+    const [tokens, rows, cols] = [11, 9, 96],
+      x = Float32Array.from({ length: tokens * cols }, (_, i) => Math.sin(i * i));
+    const data = Float32Array.from({ length: rows * cols }, (_, i) => Math.cos(i * i));
+    for (const grid of [undefined, { scale: 0.01, zeroPoint: 100 }]) {
+      const [own, wanted] = [gpu, cpu].map((kernels) => {
+        const weights = quantize(cpu, { data, dtype: "F32" }, rows, cols, { bits: 4, groupSize: 32 });
+        if (!takesIntegers(weights)) throw new Error("expected one level of scales");
+        const codes = quantizeActivations(kernels, x, tokens, cols, { grid });
+        return [codes, linearPackedInt8(kernels, { weights }, codes)];
+      });
+      expect(own).toEqual(wanted!);
+    }
+    expect(() => quantizeActivations(gpu, x.map((value, i) => i === 500 ? NaN : value), tokens, cols))
+      .toThrow(/NaN/);
+    const place = workplace(), { upload, download } = DeviceMemory.prototype, moved: ArrayBufferView[] = [];
+    const { hold } = DeviceArrays.prototype, codes = new Set<ArrayBufferLike>();
+    try {
+      const output = place.fresh(),
+        { config } = resolveConfig({ overrides: { solver: "round", bit_width: 4 } });
+      await quantizeCheckpoint({ input: join(MODELS, "dream-mini"), output, config, kernels: cpu });
+      const models = [gpu, cpu].map((kernels) => loadDream(output, kernels, { activations: "int8" }));
+      const inputIds = Int32Array.from({ length: 8 }, (_, i) => i);
+      models[0]!.forward(inputIds, 1); // weights go to the device
+      DeviceMemory.prototype.upload = function (array, ...rest) {
+        moved.push(array);
+        upload.call(this, array, ...rest);
+      };
+      DeviceMemory.prototype.download = function (handle, array, ...rest) {
+        moved.push(array);
+        download.call(this, handle, array, ...rest);
+      };
+      DeviceArrays.prototype.hold = function (array, isScratch) {
+        if (array instanceof Uint8Array) codes.add(array.buffer);
+        return hold.call(this, array, isScratch) as typeof array;
+      };
+      const [own, wanted] = models.map((model) => model.forward(inputIds, 1).slice());
+      expect(apart(own!, wanted!)).toBeLessThan(0.05); // single codes differ where a sum's last bit does
+      expect(moved.length).toBeGreaterThan(0);
+      expect(codes.size).toBeGreaterThan(0);
+      expect(moved.filter(({ buffer }) => codes.has(buffer))).toEqual([]);
+    } finally {
+      Object.assign(DeviceMemory.prototype, { upload, download });
+      DeviceArrays.prototype.hold = hold;
       place.remove();
     }
   });

@@ -299,6 +299,11 @@ inline T atomicOr(T *at, T value) {
   return before;
 }
 
+/* Products of bytes and their sum. */
+inline uint32_t __dp4a(uint32_t a, uint32_t b, uint32_t sum) {
+  for (int k = 0; k < 4; k++) sum += (a >> 8 * k & 255) * (b >> 8 * k & 255);
+  return sum;
+}
 inline int __clz(int value) { return value ? __builtin_clz((unsigned)value) : 32; }
 
 /* Runtime ---------------------------------------------------------------------------------------------- */

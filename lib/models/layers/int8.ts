@@ -15,6 +15,7 @@ type Floats = Float32Array<ArrayBuffer>;
 
 /** The header's `AQ_ACTIVATIONS_STATIC` and `AQ_ACTIVATIONS_PER_TOKEN`. */
 const STATIC = 0, PER_TOKEN = 1;
+const DOING = "quantize activations", DOING_LINEAR = "apply a linear layer to 8-bit activations";
 /** Smallest normal float32: the header's least scale of activations. */
 const MIN_SCALE = 2 ** -126;
 const MIN_BITS = 2, MAX_BITS = 8;
@@ -63,12 +64,16 @@ function checkActivations(doing: string, activations: QuantizedActivations): voi
   checkArray(doing, "activation zeroPoint", zeroPoint, tokens, "int32 values");
 }
 
-/** Writes static parameters into the arrays that the kernel reads. */
-function fillStatic(
-  doing: string,
+/**
+ * Writes static parameters, one pair for all tokens or one each, into the arrays that the kernel reads.
+ *
+ * @throws as {@linkcode quantizeActivations}
+ */
+export function giveGrid(
   given: ActivationGrid | readonly ActivationGrid[],
   { tokens, bits, scale, zeroPoint }: QuantizedActivations,
 ): void {
+  const doing = DOING;
   const isOne = "scale" in given, most = 2 ** bits - 1;
   if (!isOne && given.length !== tokens) {
     throw new TypeError(`Cannot ${doing}: ${tokens} tokens must have parameters each, got ${given.length}`);
@@ -102,9 +107,8 @@ export function quantizeActivations(
   cols: number,
   { bits = 8, grid, out: given }: QuantizeActivationsOptions = {},
 ): QuantizedActivations {
-  const doing = "quantize activations";
+  const doing = DOING;
   checkCounts(doing, { tokens, cols });
-  checkArray(doing, "x", x, tokens * cols);
   const out: QuantizedActivations = given ?? {
     tokens,
     cols,
@@ -120,10 +124,26 @@ export function quantizeActivations(
         `got ${out.tokens} × ${out.cols} of ${out.bits}`,
     );
   }
-  if (grid !== undefined) fillStatic(doing, grid, out);
-  const { codes, scale, zeroPoint } = out, mode = grid === undefined ? PER_TOKEN : STATIC;
-  native.quantizeActivations(kernels, doing, x, tokens, cols, bits, mode, codes, scale, zeroPoint);
+  if (grid !== undefined) giveGrid(grid, out);
+  roundActivations(kernels, x, out, grid !== undefined);
   return out;
+}
+
+/**
+ * {@linkcode quantizeActivations} into `out`, whose scales and zero points are those that were given, or
+ * computed.
+ *
+ * @throws {KernelError} when `x` has NaN or infinity
+ */
+export function roundActivations(
+  kernels: Kernels,
+  x: Float32Array,
+  { tokens, cols, bits, codes, scale, zeroPoint }: QuantizedActivations,
+  isGiven: boolean,
+): void {
+  checkArray(DOING, "x", x, tokens * cols);
+  const mode = isGiven ? STATIC : PER_TOKEN;
+  native.quantizeActivations(kernels, DOING, x, tokens, cols, bits, mode, codes, scale, zeroPoint);
 }
 
 /** Weights that integer products read: those with one level of scales, and trellis codes. */
@@ -132,6 +152,12 @@ export type IntegerWeights = OneLevelTensor | (TwoLevelTensor & { readonly codes
 /** Whether the integer kernels read these weights. */
 export function takesIntegers(weights: Matrix): weights is IntegerWeights {
   return "packed" in weights && (weights.scaleBits === undefined || weights.codes === "trellis");
+}
+
+/** A linear layer that the integer kernels take. */
+export interface IntegerLayer {
+  readonly weights: IntegerWeights;
+  readonly bias?: Float32Array | undefined;
 }
 
 /**
@@ -146,12 +172,29 @@ export function takesIntegers(weights: Matrix): weights is IntegerWeights {
  */
 export function linearPackedInt8(
   kernels: Kernels,
-  { weights, bias }: { readonly weights: IntegerWeights; readonly bias?: Float32Array | undefined },
+  layer: IntegerLayer,
   activations: QuantizedActivations,
-  out: Floats = new Float32Array(activations.tokens * weights.rows),
+  out: Floats = new Float32Array(activations.tokens * layer.weights.rows),
 ): Floats {
-  const doing = "apply a linear layer to 8-bit activations";
-  checkActivations(doing, activations);
+  checkActivations(DOING_LINEAR, activations);
+  const bad = activations.zeroPoint.find((value) => value < 0 || value > 255);
+  if (bad !== undefined) {
+    throw new RangeError(
+      `Cannot ${DOING_LINEAR}: activation zeroPoint must be from 0 to 255, got ${bad}`,
+    );
+  }
+  multiplyCodes(kernels, layer, activations, out);
+  return out;
+}
+
+/** {@linkcode linearPackedInt8} of activations that a kernel has rounded: their numbers are not looked at. */
+export function multiplyCodes(
+  kernels: Kernels,
+  { weights, bias }: IntegerLayer,
+  activations: QuantizedActivations,
+  out: Floats,
+): void {
+  const doing = DOING_LINEAR;
   checkIntegerWeights(doing, weights);
   const { tokens, codes, scale: xScale, zeroPoint: xZero } = activations;
   const { rows, cols, packed, bits, groupSize } = weights;
@@ -159,10 +202,6 @@ export function linearPackedInt8(
     throw new TypeError(`Cannot ${doing}: activations must have ${cols} columns, got ${activations.cols}`);
   }
   checkFloats(doing, { bias: [bias, rows], out: [out, tokens * rows] });
-  const bad = xZero.find((value) => value < 0 || value > 255);
-  if (bad !== undefined) {
-    throw new RangeError(`Cannot ${doing}: activation zeroPoint must be from 0 to 255, got ${bad}`);
-  }
   const inputs = [codes, xScale, xZero, tokens, packed] as const,
     sizes = [rows, cols, bits, groupSize] as const;
   if (weights.scaleBits === undefined) {
@@ -170,7 +209,6 @@ export function linearPackedInt8(
   } else {
     native.linearTrellisInt8(kernels, doing, ...inputs, ...linesOf(weights), bias, ...sizes, out);
   }
-  return out;
 }
 
 /** @throws {TypeError} unless the integer kernels read these weights */

@@ -1,4 +1,7 @@
-/** Linear layers of packed weights by integer products, with scratch for the codes of their inputs. */
+/**
+ * Linear layers of packed weights by integer products, with scratch for the codes of their inputs, which
+ * kernels alone touch during a pass.
+ */
 import { KernelError, WeightsError } from "../../errors.ts";
 import { DTYPE_NUMBERS, E_NONFINITE, E_RANGE, ZERO_POINT_NUMBERS } from "../../native/call.ts";
 import * as native from "../../native/functions.ts";
@@ -7,11 +10,12 @@ import { type OneLevelTensor, packedWords } from "../../quant/packed/layout.ts";
 import { shown } from "../model_config.ts";
 import {
   type ActivationPrecision,
+  giveGrid,
   type IntegerWeights,
-  linearPackedInt8,
-  quantizeActivations,
+  multiplyCodes,
   type QuantizeActivationsOptions,
   type QuantizedActivations,
+  roundActivations,
   takesIntegers,
 } from "./int8.ts";
 import { type DenseMatrix, linear } from "./linear.ts";
@@ -68,9 +72,16 @@ export class IntegerProducts {
     out: Floats,
     { bits = 8, grid }: Pick<QuantizeActivationsOptions, "bits" | "grid"> = {},
   ): void {
-    const codes = this.#codes(count, weights.cols, bits);
+    const codes = this.#codes(count, weights.cols, bits), { arrays } = this.kernels;
+    const parameters = [codes.scale, codes.zeroPoint];
+    if (grid !== undefined) {
+      for (const array of parameters) arrays.release(array);
+      giveGrid(grid, codes);
+    }
+    arrays.hold(codes.codes, true);
+    for (const array of parameters) arrays.hold(array, grid === undefined);
     try {
-      quantizeActivations(this.kernels, x, count, weights.cols, { bits, grid, out: codes });
+      roundActivations(this.kernels, x, codes, grid !== undefined);
     } catch (error) {
       if (!(error instanceof KernelError && error.status === E_NONFINITE)) throw error;
       throw new WeightsError(
@@ -80,7 +91,7 @@ export class IntegerProducts {
         { path: this.path, tensor: name },
       );
     }
-    linearPackedInt8(this.kernels, { weights, bias }, codes, out);
+    multiplyCodes(this.kernels, { weights, bias }, codes, out);
   }
 
   /** Weights of 8 bits, a scale and a zero point a row; undefined where those cannot be stored. Scratch. */
@@ -94,6 +105,7 @@ export class IntegerProducts {
     const packed = this.#packed.subarray(0, words), scale = this.#rowScales.subarray(0, rows);
     const zeroPoint = this.#rowZeroPoints.subarray(0, rows), bytes = bytesOf(data);
     const grids = [ZERO_POINT_NUMBERS.real, packed, scale, zeroPoint] as const;
+    for (const array of [packed, scale, zeroPoint]) this.kernels.arrays.hold(array, true);
     try {
       native.quantizeRound(this.kernels, "round", bytes, DTYPE_NUMBERS[dtype], rows, cols, 8, 0, ...grids);
     } catch (error) {

@@ -1,8 +1,8 @@
 /* linear.cu: linear layers of full, packed and two-level weights. A single token has a warp a row, which
  * reads every weight once; more go through tensor cores, where weights in bfloat16 are their own high
  * part. */
-#include "quantize/packed.h"
-#include "tensor.h"
+#include "../quantize/packed.h"
+#include "../tensor.h"
 
 /* The parts of rows from `row` on; element i is a chunk, padding behind the columns included. */
 struct weight_parts {

@@ -1,6 +1,6 @@
 /* forward.cu: what a forward pass needs beside linear layers, within tolerances of the CPU's. Sums of rows
  * are double, as the oracle's; exponentials float32. */
-#include "context.h"
+#include "../context.h"
 
 #include <math.h>
 
