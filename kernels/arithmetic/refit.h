@@ -35,8 +35,8 @@ AQ_FUNCTION int aq_best_grid(const double sums[4], double ones, int32_t kind, aq
 }
 
 /* A row's new scale and offset for a group by least squares, given its codes. With u the levels, H the moment
- * and p the gradient: sums u H u, 1 H u, u p and 1 p. 0 where the objective would not fall, or the new pair
- * could not be stored. */
+ * and p the gradient: sums u H u, 1 H u, u p and 1 p. `ones`: 1 H 1, or 0 for a new scale alone. 0 where the
+ * objective would not fall, or the new pair could not be stored. */
 AQ_FUNCTION int aq_best_line(const double sums[4], double ones, float *scale, float *offset) {
   const double uu = sums[0], ou = sums[1], up = sums[2], op = sums[3], determinant = uu * ones - ou * ou;
   if (!(uu > 0)) return 0;

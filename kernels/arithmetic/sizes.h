@@ -25,6 +25,8 @@ AQ_FUNCTION int aq_zero_point_kind_allowed(int32_t kind) {
   return kind >= AQ_ZERO_POINT_REAL && kind <= AQ_ZERO_POINT_SYMMETRIC;
 }
 
+AQ_FUNCTION int aq_refit_allowed(int32_t refit) { return refit >= AQ_REFIT_NOTHING && refit <= AQ_REFIT_SCALES; }
+
 /* Columns of a group of this size, 0 if the size is not allowed; cols > 0. */
 AQ_FUNCTION size_t aq_group_columns(size_t group_size, size_t cols) {
   if (group_size == 0) return cols;

@@ -26,7 +26,7 @@
 extern "C" {
 #endif
 
-#define AQ_ABI_VERSION 9
+#define AQ_ABI_VERSION 10
 
 #define AQ_OK 0
 #define AQ_E_ARGUMENT (-1)  /* a null pointer or an unknown enumerator */
@@ -444,8 +444,13 @@ AQ_API int32_t aq_search_trellis(const float *weights, size_t rows, size_t cols,
                                  size_t block, const float *factor, const float *pivots, uint8_t *codes,
                                  double *objective, float *work, int32_t isa, int32_t threads);
 
-/* As aq_refine_codes for trellis codes: scales and offsets by least squares, and descent over codes, each of
- * which is in several windows. */
+/* What is fitted to trellis codes by least squares. */
+#define AQ_REFIT_NOTHING 0
+#define AQ_REFIT_LINES 1 /* scales and offsets */
+#define AQ_REFIT_SCALES 2 /* scales; offsets stay as they are */
+
+/* As aq_refine_codes for trellis codes: least squares as `refit` says (AQ_REFIT_*), and descent over codes,
+ * each of which is in several windows. */
 AQ_API int32_t aq_settle_trellis(const float *weights, size_t rows, size_t cols, int32_t bits, size_t group_size,
                                  const float *table, size_t block, const float *moment, int32_t refit, int32_t rounds,
                                  AQ_INOUT uint8_t *codes, AQ_INOUT float *scale, AQ_INOUT float *offset,

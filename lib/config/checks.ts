@@ -59,8 +59,8 @@ function* ofTrellis(config: Config, from: (key: string) => string): Generator<Co
   if (config.solver !== "best" && config.solver !== "auto") yield ["solver", `best or auto ${why}`];
   if (config.zeroPoint !== "real") yield ["zero_point", `real ${why}`];
   if (!hasPlainScales(config)) yield ["scale_bits", `16 or 3 ${why}`];
-  if (config.scaleBits === CODED_SCALE_BITS && hasBudget(config)) {
-    yield ["scale_bits", "16 with a budget, which counts bytes of half floats"];
+  if (config.scaleBits === CODED_SCALE_BITS && (config.bitPlan !== null || hasBudget(config))) {
+    yield ["scale_bits", "16 with a bit plan or a budget, which counts bytes of half floats"];
   }
   if (config.target !== null) yield ["target", `null ${why}, which no other program reads`];
   if (config.timeScales === "per_group") yield ["time_scales", `shared ${why}`];

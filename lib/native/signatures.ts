@@ -2,7 +2,7 @@
 // deno-fmt-ignore-file
 
 /** `AQ_ABI_VERSION` of kernels/include/arrowquant.h. */
-export const ABI_VERSION = 9;
+export const ABI_VERSION = 10;
 
 export const SIGNATURES = {
   aq_abi_version: "",

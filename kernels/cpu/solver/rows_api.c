@@ -239,20 +239,21 @@ int32_t aq_settle_trellis(const float *weights, size_t rows, size_t cols, int32_
   size_t groups;
   int32_t status = check_trellis(weights, rows, cols, bits, group_size, block, table, scale, offset, &groups);
   if (status != AQ_OK) return status;
-  if (!moment || !codes || !objective || !work || rounds < 0) return AQ_E_ARGUMENT;
+  if (!moment || !codes || !objective || !work || rounds < 0 || !aq_refit_allowed(refit)) return AQ_E_ARGUMENT;
   if (!all_finite(moment, block_elements(cols, block))) return AQ_E_VALUE;
   for (size_t i = 0; i < rows * cols; i++)
     if (codes[i] >> bits) return AQ_E_VALUE;
   const size_t group = aq_group_columns(group_size, cols);
   double *sums = (double *)work;
   float *ones = work + 2 * groups;
-  if (refit && rounds > 0) status = group_sums(moment, cols, group, block, sums, ones, threads);
+  __builtin_memset(work, 0, (2 * groups + cols) * sizeof *work); /* of scales alone */
+  if (refit == AQ_REFIT_LINES && rounds > 0) status = group_sums(moment, cols, group, block, sums, ones, threads);
   if (status != AQ_OK) return status;
   const aq_settle_job job = {weights, rows, cols, bits, group, groups, block, table, refit, rounds, moment, ones, sums,
                              scale, offset, codes, objective};
   chunks_context context = {.kernels = kernels->trellis, .settle = &job, .rows = rows,
                             .floats = thread_floats(cols, groups), .work = work + shared_floats(cols, groups)};
-  const double passes = 1 + (double)rounds * (1 + (refit && groups == 1));
+  const double passes = 1 + (double)rounds * (1 + (refit != AQ_REFIT_NOTHING && groups == 1));
   return chunks_over_threads(&context, cols, passes * (double)block, threads);
 }
 

@@ -45,7 +45,7 @@ typedef struct {
   int32_t refit, rounds;
   const float *moment;      /* symmetric */
   const float *ones;        /* [cols]: sums of a row of the moment over the columns of its group */
-  const double *group_sums; /* [groups]: sums of those over the group */
+  const double *group_sums; /* [groups]: sums of those over the group; both 0 where scales alone are fitted */
   float *scale, *offset;
   uint8_t *codes;
   double *objective;

@@ -15,7 +15,7 @@
 struct settle_job {
   rows_job own; /* its zero points are offsets */
   const float *table, *moment;
-  bool refits_groups, refits_row;
+  bool refits_groups, refits_row, refits_offsets;
   float *gradient, *products;    /* [rows, cols]; products: errors, then levels, then their products with the moment */
   float *levels;                 /* [rows, cols], where rows have one scale */
   float *steps;                  /* [rows, AQ_SETTLE_MOST] */

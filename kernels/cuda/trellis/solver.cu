@@ -93,9 +93,13 @@ static int32_t settle(const aq_stream_state *on, const settle_job &job, const ro
   multiply_moment(on, job, job.products, job.gradient);
   aq_launch(on, trellis_objective<BITS>, warp_blocks(own.rows), AQ_BLOCK, 0, job, kept.objective);
   if (rounds == 0) return aq_cuda_read_faults(on);
-  if (job.refits_groups || job.refits_row) {
+  if (job.refits_offsets) {
     aq_launch(on, sum_rows<settle_job>, thread_blocks(own.cols), AQ_BLOCK, 0, job);
     aq_launch(on, sum_groups<settle_job>, thread_blocks(own.groups), AQ_BLOCK, 0, job);
+  } else {
+    error = cudaMemsetAsync(job.ones, 0, own.cols * sizeof *job.ones, on->stream);
+    if (error == cudaSuccess) error = cudaMemsetAsync(job.group_sums, 0, own.groups * sizeof *job.group_sums, on->stream);
+    if (error != cudaSuccess) return aq_cuda_status(error);
   }
   for (int32_t round = 0; round < rounds; round++) {
     if (job.refits_row) {
@@ -120,7 +124,7 @@ int32_t aq_cuda_settle_trellis(aq_cuda_buffer weights, size_t rows, size_t cols,
   int32_t status;
   aq_stream_state *on = aq_cuda_use(stream, &status);
   if (!on) return status;
-  if (rounds < 0) return AQ_E_ARGUMENT;
+  if (rounds < 0 || !aq_refit_allowed(refit)) return AQ_E_ARGUMENT;
   rows_job kept;
   settle_job job = {};
   status = check_trellis(on, weights, rows, cols, bits, group_size, block, table, scale, offset, codes, objective, &kept,
@@ -129,8 +133,9 @@ int32_t aq_cuda_settle_trellis(aq_cuda_buffer weights, size_t rows, size_t cols,
   const size_t elements = block_elements(cols, block);
   job.moment = aq_cuda_view<float>(moment, elements, on, &status);
   job.own = kept;
-  job.refits_groups = refit && kept.groups > 1;
-  job.refits_row = refit && kept.groups == 1;
+  job.refits_groups = refit != AQ_REFIT_NOTHING && kept.groups > 1;
+  job.refits_row = refit != AQ_REFIT_NOTHING && kept.groups == 1;
+  job.refits_offsets = refit == AQ_REFIT_LINES;
   aq_cutter sizes = {0, 0};
   cut_work(sizes, job);
   aq_cutter work = {(uint8_t *)aq_cuda_scratch(on, sizes.used, &status), 0};

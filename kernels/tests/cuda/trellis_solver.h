@@ -69,8 +69,8 @@ static void run_trellis_solver(const trellis_case &c) {
   for (uint8_t &code : codes.expected) code = random_bits() % 4 ? code : (uint8_t)(random_bits() % (1u << c.bits)); /* far from settled */
   require(aq_cuda_upload(codes.expected.data(), codes.expected.size(), codes.own.handle, 0, stream), "upload");
   const device_bytes m = on_device(h.moment);
-  for (int32_t turn = 0; turn < 3; turn++) { /* the objective alone, without refits, and with them */
-    const int32_t refit = turn > 1, rounds = turn;
+  for (int32_t turn = 0; turn < 4; turn++) { /* the objective alone, without refits, of scales, and of both */
+    const int32_t refit = turn < 2 ? AQ_REFIT_NOTHING : turn == 2 ? AQ_REFIT_SCALES : AQ_REFIT_LINES, rounds = turn < 2 ? turn : 2;
     BOTH("trellis settled",
          aq_settle_trellis(weights.data(), rows, n, c.bits, c.group_size, table.data(), block, h.moment.data(), refit, rounds,
                            codes.expected.data(), scale.expected.data(), offset.expected.data(), objective.expected.data(), work.data(),
@@ -108,4 +108,7 @@ static void run_trellis_solvers(void) {
   expect_status("a code of four bits", where,
                 aq_cuda_settle_trellis(v.handle, 1, 8, 2, 0, v.handle, 8, v.handle, 1, 1, codes.handle, v.handle, v.handle, objective.handle, stream),
                 AQ_E_VALUE);
+  expect_status("a refit of something else", where,
+                aq_cuda_settle_trellis(v.handle, 1, 8, 2, 0, v.handle, 8, v.handle, 3, 1, codes.handle, v.handle, v.handle, objective.handle, stream),
+                AQ_E_ARGUMENT);
 }

@@ -33,6 +33,9 @@ const TABLE_DEVIATIONS: Readonly<Record<number, number>> = { 2: 24.5 / 32, 3: 20
 /** Rounds of least squares and descent behind each search. */
 const SETTLING_ROUNDS = 2;
 
+/** What least squares fits, `AQ_REFIT_*` of kernels/include/arrowquant.h. */
+const REFITS = { nothing: 0, lines: 1, scales: 2 } as const;
+
 const tables = new Map<number, Float32Array<ArrayBuffer>>();
 /** Levels by window. */
 function tableOf(kernels: Kernels, bits: number): Float32Array<ArrayBuffer> {
@@ -161,11 +164,11 @@ function searchFrom(
   return { codes, scale: scale.slice(), zeroPoint: zeroPoint.slice(), objective };
 }
 
-/** Least squares of scales and offsets, and descent over codes, in place. */
+/** Least squares of scales, of offsets too with `lines`, and descent over codes, in place. */
 function settle(
   problem: MomentProblem,
   { codes, scale, zeroPoint, objective }: Candidate,
-  refit: boolean,
+  refit: keyof typeof REFITS,
 ): void {
   const { kernels, rows, cols, bits, groupSize, moment: { block, moment } } = problem,
     groups = scale.length / rows;
@@ -173,7 +176,7 @@ function settle(
   inParts(problem, 1 + 2 * SETTLING_ROUNDS, (begin, end) => {
     const part = rowsPart(begin, end),
       layer = [part(problem.weights, cols), end - begin, cols, bits, groupSize] as const;
-    const steps = [refit ? 1 : 0, SETTLING_ROUNDS] as const;
+    const steps = [REFITS[refit], SETTLING_ROUNDS] as const;
     const lines = [part(scale, groups), part(zeroPoint, groups), part(objective, 1), work] as const;
     call.settleTrellis(
       kernels,
@@ -211,10 +214,10 @@ export function solveTrellis(asked: MomentProblem, { refinesEach, rounds, refit 
     for (let pass = 0; pass < passes; pass++, done++) {
       const candidate = searchFrom(part(0.8), own, lines);
       if (done === 0) firstObjective = total(candidate.objective);
-      settle(part(1), candidate, refit);
+      settle(part(1), candidate, !refit ? "nothing" : grid === undefined ? "lines" : "scales");
       if (grid !== undefined && refit) {
         toGrid(candidate, grid);
-        settle(part(1), candidate, false);
+        settle(part(1), candidate, "nothing");
       }
       if (found === undefined) found = candidate;
       else keepBetterRows(found, candidate);

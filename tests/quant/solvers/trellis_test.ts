@@ -279,7 +279,7 @@ describe("trellis codes", () => {
       /super_scale" must hold .* a ratio of at least 1, got \[1, 0.5\]/,
     );
 
-    const refused = { "codes": "uniform", "target_bits_per_weight": 2.5 };
+    const refused = { "codes": "uniform", "target_bits_per_weight": 2.5, "bit_plan": "plan.json" };
     for (const [key, value] of Object.entries(refused)) {
       expect(() => resolveConfig({ overrides: { ...given, solver: "best", [key]: value } })).toThrow(
         /"scale_bits": got 3, expected 16/,
