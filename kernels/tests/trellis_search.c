@@ -144,7 +144,7 @@ static void check_shape(const shape *s) {
 }
 
 /* Least squares of scales alone against sums in double, in a first group, which is fitted before codes change:
- * of the new half float the half of a unit is left, and of offsets nothing is written. */
+ * half a unit of the half float is left. Offsets stay. */
 static void check_scales_alone(const shape *s) {
   const char *where = "scales alone";
   layer l = make_layer(s, 1, where);
