@@ -143,8 +143,8 @@ static void check_shape(const shape *s) {
   release();
 }
 
-/* Least squares of scales alone against sums in double, in a first group, which is fitted before codes change:
- * half a unit of the half float is left. Offsets stay. */
+/* Least squares of scales alone against sums in double, in a first group, which is fitted before codes
+ * change: half a unit of the half float is left. Offsets stay. */
 static void check_scales_alone(const shape *s) {
   const char *where = "scales alone";
   layer l = make_layer(s, 1, where);
