@@ -14,7 +14,13 @@ import {
   packedErrorStatistics,
   relativeRmsError,
 } from "../lib/quant/mod.ts";
-import { type PackedLayer, packedLayers, readPackedTensor, shapeOf } from "../lib/quant/packed/checkpoint.ts";
+import {
+  type PackedLayer,
+  packedLayers,
+  readPackedTensor,
+  rowsAtOnce,
+  shapeOf,
+} from "../lib/quant/packed/checkpoint.ts";
 import {
   BYTES_PER_ELEMENT,
   type Checkpoint,
@@ -241,7 +247,8 @@ async function compare(
   const rows = row.shape[0] ?? 1;
   const cols = elementCount(row.shape.slice(1)) ?? 0;
   const [width, ownWidth] = [BYTES_PER_ELEMENT[source.dtype] * cols, BYTES_PER_ELEMENT[own] * cols];
-  const step = Math.max(1, Math.floor(CHUNK_BYTES / Math.max(1, width)));
+  const chunk = Math.max(1, Math.floor(CHUNK_BYTES / Math.max(1, width)));
+  const step = layer === undefined ? chunk : rowsAtOnce(layer, chunk);
   let statistics: ErrorStatistics | undefined;
   for (let begin = 0; begin < rows && cols > 0; begin += step) {
     const end = Math.min(rows, begin + step);

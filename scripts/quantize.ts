@@ -59,7 +59,8 @@ const USAGE = {
     "--bits N": "2, 3, 4 or 8 (configuration: bit_width)",
     "--group-size N": "0 (whole row), 16, 32, 64, 128 or 256",
     "--scale-bits N":
-      "16 (default), or 4 or 6 for two-level scales; 3 with --codes trellis: one of eight scales, no offsets",
+      "16 (default), or 4 or 6 for two-level scales; with --codes trellis 3: one of eight scales, no offsets; " +
+      "0: one scale a tensor, rotated, where rows are short",
     "--codes NAME": "uniform (default), or trellis: less error at 2 and 3 bits, with solver best",
     "--zero-point KIND": "real (default), integer, symmetric or offset",
     "--embedding-bits N": "2, 3, 4, 8 or 16 (kept); default 4, at 4 and 8 bits 8; small tables are kept",

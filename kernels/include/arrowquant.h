@@ -456,6 +456,18 @@ AQ_API int32_t aq_settle_trellis(const float *weights, size_t rows, size_t cols,
                                  AQ_INOUT uint8_t *codes, AQ_INOUT float *scale, AQ_INOUT float *offset,
                                  double *objective, float *work, int32_t isa, int32_t threads);
 
+/* Rotations: signs from a seed, then Hadamard transforms of blocks, each of the largest power of two that
+ * divides `rows`; `inverse` is the transform and then the signs. Lengths stay. For each item of the batch
+ * x[rows, cols] and out likewise, along the rows, in blocks of 2^k:
+ *
+ *     out[i] = 2^(-k / 2) sum over j of the block of i of (-1)^popcount(i & j & (2^k - 1)) sign(j) x[j]
+ *
+ * sign(j) is -1 where the highest bit of the hash of j * 0x9e3779b1 + seed is set, in 32 bits: h ^= h >> 16;
+ * h *= 0x85ebca6b; h ^= h >> 13; h *= 0xc2b2ae35; h ^= h >> 16. Every instruction set adds in the same order.
+ * out may be x. */
+AQ_API int32_t aq_rotate(const float *x, size_t batch, size_t rows, size_t cols, int32_t seed, int32_t inverse,
+                         float *out, int32_t threads);
+
 /* Gradients -------------------------------------------------------------------------------------------------
  *
  * For a loss L, dy stands for dL/dy. Neither `isa` nor `threads` changes a byte of these functions' results.

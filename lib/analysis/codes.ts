@@ -1,7 +1,7 @@
 /** Counting the codes of a quantized checkpoint. */
 import type { Kernels } from "../native/mod.ts";
 import { unpackCodes } from "../quant/mod.ts";
-import { packedLayers, readPackedTensor } from "../quant/packed/checkpoint.ts";
+import { packedLayers, readPackedTensor, rowsAtOnce } from "../quant/packed/checkpoint.ts";
 import { openCheckpoint } from "../tensor/mod.ts";
 import type { RowOf } from "./schema.ts";
 
@@ -39,7 +39,7 @@ export function countCodes(
   return [...packedLayers(checkpoint).values()].flatMap((layer) => {
     const { name, rows, cols, bits } = layer;
     const counts = new Array<number>(2 ** bits).fill(0);
-    for (const [begin, end] of rowBlocks(rows)) {
+    for (const [begin, end] of rowsAtOnce(layer, 1) === 1 ? rowBlocks(rows) : [[0, rows] as const]) {
       const { packed } = readPackedTensor(checkpoint, layer, begin, end);
       for (const code of unpackCodes(kernels, packed, end - begin, cols, bits)) counts[code]!++;
     }

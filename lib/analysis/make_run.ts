@@ -133,7 +133,11 @@ export function settingOf(
   { config }: ResolvedConfig,
   solver: string = withPhaseSolver(config).solver,
 ): string {
-  const scales = config.scaleBits === 16 ? "" : `, scales of ${config.scaleBits} bits`;
+  const scales = config.scaleBits === 16
+    ? ""
+    : config.scaleBits === 0
+    ? ", rotated"
+    : `, scales of ${config.scaleBits} bits`;
   return `${config.bitWidth} ${solver}${scales}`;
 }
 

@@ -1,8 +1,8 @@
 /** Rules over several keys of a configuration, all of them checked at once. */
 import { ConfigError, type ConfigProblem } from "../errors.ts";
-import { hasBudget, hasPlainScales, withPhaseSolver } from "./derived.ts";
+import { hasBudget, hasPlainScales, hasTrellisScales, withPhaseSolver } from "./derived.ts";
 import { isMapping, quoted } from "./kinds.ts";
-import { CALIBRATED_SOLVERS, CODED_SCALE_BITS, TWO_LEVEL_GROUP_SIZES } from "./names.ts";
+import { CALIBRATED_SOLVERS, ROTATED_SCALE_BITS, TWO_LEVEL_GROUP_SIZES } from "./names.ts";
 import { type Config, valueAt } from "./schema.ts";
 import { GRIDS, TARGETS, targetTypes } from "./targets.ts";
 
@@ -16,7 +16,7 @@ function* contradictions(config: Config, from: (key: string) => string): Generat
   const hasTimeScales = config.timeScales === "per_group";
   const isOffset = zeroPoint === "offset";
   const [own, plain] = isOffset ? ["zero_point", "real, integer or symmetric"] : ["scale_bits", "16"];
-  if (scaleBits === CODED_SCALE_BITS && config.codes !== "trellis") {
+  if (hasTrellisScales(config) && config.codes !== "trellis") {
     yield ["scale_bits", `16, 4 or 6 with ${from("codes")}`];
   }
   if (!hasPlainScales(config) || isOffset) {
@@ -58,8 +58,11 @@ function* ofTrellis(config: Config, from: (key: string) => string): Generator<Co
   const why = `with ${from("codes")}`;
   if (config.solver !== "best" && config.solver !== "auto") yield ["solver", `best or auto ${why}`];
   if (config.zeroPoint !== "real") yield ["zero_point", `real ${why}`];
-  if (!hasPlainScales(config)) yield ["scale_bits", `16 or 3 ${why}`];
-  if (config.scaleBits === CODED_SCALE_BITS && (config.bitPlan !== null || hasBudget(config))) {
+  if (!hasPlainScales(config)) yield ["scale_bits", `16, 3 or 0 ${why}`];
+  if (config.scaleBits === ROTATED_SCALE_BITS && config.groupSize !== 0) {
+    yield ["group_size", `0 with ${from("scale_bits")}`];
+  }
+  if (hasTrellisScales(config) && (config.bitPlan !== null || hasBudget(config))) {
     yield ["scale_bits", "16 with a bit plan or a budget, which counts bytes of half floats"];
   }
   if (config.target !== null) yield ["target", `null ${why}, which no other program reads`];

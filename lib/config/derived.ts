@@ -5,6 +5,7 @@ import {
   CODED_SCALE_BITS,
   type LayerBits,
   OFFSET_BITS,
+  ROTATED_SCALE_BITS,
   type ScaleBits,
   type Solver,
   type ZeroPointKind,
@@ -82,9 +83,13 @@ export function isSensitiveLayer(config: Config, tensor: string): boolean {
 
 const layerName = (tensor: string): string => tensor.replace(/\.weight$/, "");
 
-/** Whether uniform codes have one level of scales: coded ones are those of trellis codes alone. */
+/** Whether scales are of trellis codes alone: coded ones, or one for a rotated tensor. */
+export const hasTrellisScales = ({ scaleBits }: Pick<Config, "scaleBits">): boolean =>
+  scaleBits === CODED_SCALE_BITS || scaleBits === ROTATED_SCALE_BITS;
+
+/** Whether uniform codes have one level of scales. */
 export const hasPlainScales = ({ scaleBits }: Pick<Config, "scaleBits">): boolean =>
-  scaleBits === 16 || scaleBits === CODED_SCALE_BITS;
+  scaleBits === 16 || hasTrellisScales({ scaleBits });
 
 /** How a configuration stores the scales of a packed matrix; offsets count as scales of their own. */
 export function storedScales(

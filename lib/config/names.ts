@@ -52,15 +52,20 @@ export const CODES = ["uniform", "trellis"] as const;
 /** Bits that trellis codes can have. */
 export const TRELLIS_BITS: readonly BitWidth[] = [2, 3];
 
-/** Bits of the sub-codes of two-level scales; 16: half floats, a scale and an offset a group. */
-export type ScaleBits = 3 | 4 | 6 | 8 | 16;
+/**
+ * Bits of the sub-codes of two-level scales; 16: half floats, a scale and an offset a group; 0: one scale for
+ * the tensor.
+ */
+export type ScaleBits = 0 | 3 | 4 | 6 | 8 | 16;
 export const SCALE_BITS: readonly ScaleBits[] = [4, 6, 8, 16];
 /** The {@linkcode ScaleBits} of trellis codes whose scales are one of eight half floats, without offsets. */
 export const CODED_SCALE_BITS = 3;
+/** The {@linkcode ScaleBits} of trellis codes of rotated weights, with one scale for the whole tensor. */
+export const ROTATED_SCALE_BITS = 0;
 /** The {@linkcode ScaleBits} of grids `w = scale · code + offset` whose two numbers are half floats. */
 export const OFFSET_BITS = 16;
 /** The {@linkcode ScaleBits} that trellis codes can have. */
-export const TRELLIS_SCALE_BITS: readonly ScaleBits[] = [OFFSET_BITS, CODED_SCALE_BITS];
+export const TRELLIS_SCALE_BITS: readonly ScaleBits[] = [OFFSET_BITS, CODED_SCALE_BITS, ROTATED_SCALE_BITS];
 /** Group sizes that two-level scales can have. */
 export const TWO_LEVEL_GROUP_SIZES: readonly GroupSize[] = [16, 32, 64, 128];
 /** Group size of two-level scales where none is asked for: those of ggml's Q2_K and Q4_K. */

@@ -2,7 +2,7 @@
 import type { ConfigProblem } from "../errors.ts";
 import { checkConfig, preview, throwProblems } from "./checks.ts";
 import { isMapping } from "./kinds.ts";
-import { type BitWidth, defaultTwoLevelGroupSize } from "./names.ts";
+import { type BitWidth, defaultTwoLevelGroupSize, ROTATED_SCALE_BITS } from "./names.ts";
 import { nearestName } from "./nearest.ts";
 import {
   type Config,
@@ -134,6 +134,7 @@ function fitGroups(effective: Map<string, Given>): void {
   const target = of("target").value as string | null, asked = of("target_type").value as string | null;
   const type = target === null ? undefined : asked ?? TARGETS[target]!.types[bits];
   if (type !== undefined) set(GRIDS[type]!.usual ?? GRIDS[type]!.groupSize, "target");
+  else if (of("scale_bits").value === ROTATED_SCALE_BITS) set(0, "scale_bits");
   else if (![3, 16].includes(of("scale_bits").value as number)) {
     set(defaultTwoLevelGroupSize(bits), "scale_bits");
   }

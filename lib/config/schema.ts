@@ -168,11 +168,13 @@ const ROWS: Rows = {
     "Consecutive weights of a row that share a scale; 0 is a whole row. With two-level scales 16, 32, " +
       "64 or 128; where it is not set, 16 for 2 and 3 bits, 32 for 4 and 8",
   ),
-  scale_bits: key(integerOf(3, 4, 6, 16), 16, { unit: "bits" }).means(
+  scale_bits: key(integerOf(0, 3, 4, 6, 16), 16, { unit: "bits" }).means(
     "16: a half-precision scale and zero point for each group. 4 and 6: two-level scales, codes of 4 or " +
       "6 bits under half-precision scales for every 256 weights of a row, as in ggml's Q2_K and Q4_K; " +
       "they need `zero_point` real. 3, with `codes` trellis alone: a group's scale is one of eight, and it " +
-      "has no offset, for the least bits of short rows or small groups",
+      "has no offset, for the least bits of short rows or small groups. 0, with trellis codes and `group_size` 0: " +
+      "one scale a tensor, whose weights are rotated on both sides, where rows have at most 1600 weights and a " +
+      "power of two of at least 32 divides both sides",
   ),
   codes: key(choice(...CODES), "uniform").means(
     "`uniform`: evenly spaced levels, the same for every weight. `trellis`: the level of a weight of 2 or 3 bits " +

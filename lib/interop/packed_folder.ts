@@ -5,7 +5,7 @@
 import { withConfigKey } from "../output/config_file.ts";
 import { rowsPerChunk } from "../pipeline/quantize_tensor.ts";
 import { convertFloats, dequantize, type PackedLayer, type PackedTensor } from "../quant/mod.ts";
-import { readPackedTensor } from "../quant/packed/checkpoint.ts";
+import { readPackedTensor, rowsAtOnce } from "../quant/packed/checkpoint.ts";
 import { specBytes } from "../quant/packed/entries.ts";
 import {
   BYTES_PER_ELEMENT,
@@ -209,7 +209,8 @@ function* pieces(
     }
     return stored.quantize(new Float32Array(convertFloats(kernels, weights, count, "F32").buffer), cols);
   };
-  const step = isWhole ? rows : rowsPerChunk(Math.max(1, cols), 4);
+  const chunk = isWhole ? rows : rowsPerChunk(Math.max(1, cols), 4);
+  const step = layer === undefined ? chunk : rowsAtOnce(layer, chunk);
   for (let begin = 0; begin < rows && elements > 0; begin += step) {
     const end = Math.min(rows, begin + step);
     let weights = (end - begin) * cols;

@@ -55,6 +55,7 @@ const COMMON_SOURCES = [
   "solver/rows_scalar.c",
   "solver/trellis_scalar.c",
   "trellis/api.c",
+  "trellis/rotation.c",
   "trellis/scalar.c",
   "trellis/tables.c",
 ];

@@ -62,6 +62,7 @@ export const SIGNATURES = {
   aq_refine_codes: "in:f32 usize usize i32 usize i32 usize in:f32 i32 i32 i32 inout:u8 inout:f32 inout:f32 out:f64 out:f32 i32 i32",
   aq_search_trellis: "in:f32 usize usize i32 usize in:f32 i32 in:f32 in:f32 usize in:f32 in:f32 out:u8 out:f64 out:f32 i32 i32",
   aq_settle_trellis: "in:f32 usize usize i32 usize in:f32 usize in:f32 i32 i32 inout:u8 inout:f32 inout:f32 out:f64 out:f32 i32 i32",
+  aq_rotate: "in:f32 usize usize usize i32 i32 out:f32 i32",
   aq_transpose: "in:f32 usize usize out:f32 i32 i32",
   aq_packed_gradient: "in:f32 in:u32 in:u16 in:u16 usize usize i32 usize out:f32 out:f32 i32 i32",
   aq_trellis_gradient: "in:f32 in:u32 usize usize i32 usize out:f32 out:f32 i32 i32",

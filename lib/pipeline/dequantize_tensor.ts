@@ -3,7 +3,7 @@ import type { Kernels } from "../native/mod.ts";
 import { WeightsError } from "../errors.ts";
 import { quote } from "../files/positional.ts";
 import { convertFloats, dequantize, findNonfinite } from "../quant/mod.ts";
-import { type PackedLayer, readPackedTensor } from "../quant/packed/checkpoint.ts";
+import { type PackedLayer, readPackedTensor, rowsAtOnce } from "../quant/packed/checkpoint.ts";
 import { BYTES_PER_ELEMENT, type Checkpoint, type TensorSpec } from "../tensor/mod.ts";
 import type { LayerRecord } from "../output/record.ts";
 import { CHUNK_BYTES, copyTensor, type TensorSink } from "../output/tensor_sink.ts";
@@ -73,7 +73,7 @@ export async function rewriteDequantized(
   const { rows, cols, bits, groupSize, scaleBits, codes } = layer;
   sink.begin([spec]);
   const width = BYTES_PER_ELEMENT[dtype];
-  const step = rowsPerChunk(cols, width);
+  const step = rowsAtOnce(layer, rowsPerChunk(cols, width));
   for (let begin = 0; begin < rows; begin += step) {
     const count = Math.min(step, rows - begin);
     const packed = readPackedTensor(checkpoint, layer, begin, begin + count);

@@ -30,8 +30,10 @@ import {
 import {
   CODED_SCALE_BITS,
   halves,
+  isRotated,
   linesOf,
   OFFSET_BITS,
+  ROTATED_SCALE_BITS,
   type TwoLevelTensor,
 } from "../quant/packed/layout.ts";
 import { codesOnGrid, gridScales, packScaleCodes, type ScaleGrid } from "../quant/packed/scale_codes.ts";
@@ -163,17 +165,18 @@ function quantizedRecord(
   };
 }
 
-/** A row whose tensor could not have coded scales without losing too much, as it is stored. */
+/** A row whose tensor could not have fewer scales without losing too much, as it is stored. */
 const withHalfFloats = (row: PlanRow): PlanRow => ({
   ...row,
   scaleBits: OFFSET_BITS,
-  reason: "coded_scales",
+  reason: row.scaleBits === ROTATED_SCALE_BITS ? "one_scale" : "coded_scales",
 });
 
 /** Says why a tensor is larger than planned. */
 function halfFloatsMessage(row: PlanRow, stored: PlanRow, bits: BitWidth): string {
   const [planned, bytes] = [row, stored].map((own) => packedBytes(formOf(own, bits)));
-  const why = `scales of ${CODED_SCALE_BITS} bits would lose too much of its rows`;
+  const scales = row.scaleBits === ROTATED_SCALE_BITS ? "one scale" : `scales of ${CODED_SCALE_BITS} bits`;
+  const why = `${scales} would lose too much of its rows`;
   return `${row.name}: ${why}; stored with half-precision scales and offsets, ${bytes} bytes instead of ${planned}`;
 }
 
@@ -258,9 +261,10 @@ async function storeRows(task: Task, bits: BitWidth, solved?: PackedTensor): Pro
   const groups = groupCount(cols, groupSize);
   let stored = row, form = formOf(row, bits), names = packedNames(name, form);
   const dtype = row.dtype as FloatDtype, rowBytes = cols * BYTES_PER_ELEMENT[dtype];
-  const isCoded = scaleBits === CODED_SCALE_BITS, unit = rowsPerChunk(cols, BYTES_PER_ELEMENT[dtype]);
-  // Coded scales share one grid.
-  const step = isCoded && solved === undefined ? rows : unit;
+  const isCoded = scaleBits === CODED_SCALE_BITS, isOne = scaleBits === ROTATED_SCALE_BITS;
+  // Coded scales share one grid, and rotations take all rows.
+  const isWhole = isOne || (isCoded && solved === undefined);
+  const step = isWhole ? rows : rowsPerChunk(cols, BYTES_PER_ELEMENT[dtype]);
   // For layers without calibration, and for solved ones that missed min_accuracy.
   const solver = weightSolver(config, { bits, scaleBits });
   // A word of integer zero points spans rows of several chunks: they are few enough to wait for the end.
@@ -282,8 +286,8 @@ async function storeRows(task: Task, bits: BitWidth, solved?: PackedTensor): Pro
       throw error instanceof WeightsError ? chunkError(task, weights, begin, count, error) : error;
     }
     if (begin === 0) {
-      // A tensor whose scales are not coded although they should be has them as half floats in all rows.
-      if (isCoded && part.scaleBits !== undefined && part.scaleGrid === undefined) {
+      // A tensor that has more scales than it should has them as half floats in all rows.
+      if ((isCoded || isOne) && !hasFewerScales(part)) {
         stored = withHalfFloats(row);
         form = formOf(stored, bits);
         names = packedNames(name, form);
@@ -312,6 +316,10 @@ async function storeRows(task: Task, bits: BitWidth, solved?: PackedTensor): Pro
   sink.write(names.shape, shapeEntry(form));
   return { statistics: statistics!, stored };
 }
+
+/** Whether trellis codes have other scales than a half float a group. */
+const hasFewerScales = (part: PackedTensor): boolean =>
+  isRotated(part) || (part.scaleBits !== undefined && part.scaleGrid !== undefined);
 
 /** Codes of a part's scales. @throws {TypeError} when they would not give its scales and offsets again */
 function codedScales({ row }: Task, part: TwoLevelTensor, grid: ScaleGrid): Uint8Array {

@@ -27,7 +27,8 @@ import {
   type WeightFormat,
   type ZeroPointKind,
 } from "../quant/mod.ts";
-import { type Codes, TRELLIS_BITS } from "../config/names.ts";
+import { type Codes, ROTATED_SCALE_BITS, TRELLIS_BITS } from "../config/names.ts";
+import { rotationBlock } from "../quant/rotation.ts";
 import { CheckpointError } from "../errors.ts";
 import { quote } from "../files/positional.ts";
 import type { BitPlan } from "./budget.ts";
@@ -216,7 +217,7 @@ function rowPlanner(context: RuleContext, bitPlan?: BitPlan): (info: TensorInfo,
     const { name, shape, dtype, byteLength } = info, kept = keptBy(info);
     const own = kept === undefined ? fitTarget(info, formOf(info), config) : { reason: kept, ...NOT_PACKED };
     // Tables of tokens are not searched for.
-    const form = isTokenTable(own) ? own : { ...own, ...codesOf(own, shape.at(-1)!, config, shape.length) };
+    const form = isTokenTable(own) ? own : { ...own, ...codesOf(own, shape, config) };
     const { bits, groupSize, zeroPoint, scaleBits } = form, sizes = matrixSizes(shape);
     const common = { name, file, shape, dtype, bytesBefore: byteLength };
     if (bits === undefined) return { ...common, action: "keep", ...form, bytesAfter: byteLength };
@@ -228,18 +229,33 @@ function rowPlanner(context: RuleContext, bitPlan?: BitPlan): (info: TensorInfo,
 /**
  * Codes that the configuration asks for, where a form of a layer's rows of `cols` weights can have them: of
  * few bits, with a zero point that is stored, in whose place an offset stands. Matrices of experts share no
- * scales, so a stack of them has half floats.
+ * scales, so a stack of them has half floats. So has what is not worth a rotation: rows for which two half
+ * floats are next to nothing, and sides without a power of two over which it could spread anything.
  */
 export function codesOf(
   { bits, zeroPoint }: Pick<RowForm, "bits" | "zeroPoint">,
-  cols: number,
+  shape: readonly number[],
   { codes, scaleBits }: Pick<Config, "codes" | "scaleBits">,
-  dimensions: number = 2,
 ): Pick<WeightFormat, "scaleBits" | "codes"> | undefined {
+  const cols = shape.at(-1)!;
   const isSearched = bits !== undefined && TRELLIS_BITS.includes(bits) && cols <= MAX_MOMENT_COLS;
   return codes === "trellis" && isSearched && zeroPoint === "real"
-    ? { scaleBits: scaleBits === CODED_SCALE_BITS && dimensions === 2 ? scaleBits : OFFSET_BITS, codes }
+    ? { scaleBits: hasFewerScales(scaleBits, shape) ? scaleBits : OFFSET_BITS, codes }
     : undefined;
+}
+
+/** Longest rows that are rotated: of more weights two half floats take less than 0.02 bits. */
+const ROTATED_COLS = 1600;
+
+/** Least columns of blocks of a rotation. */
+const ROTATED_BLOCK = 32;
+
+/** Whether a matrix has the scales of fewer than 16 bits that the configuration asks for. */
+function hasFewerScales(scaleBits: number, shape: readonly number[]): scaleBits is 0 | 3 {
+  if (shape.length !== 2) return false;
+  if (scaleBits === CODED_SCALE_BITS) return true;
+  return scaleBits === ROTATED_SCALE_BITS && shape[1]! <= ROTATED_COLS &&
+    shape.every((side) => rotationBlock(side) >= ROTATED_BLOCK);
 }
 
 /** How a row that is quantized is packed. @param bits other ones than the plan's */

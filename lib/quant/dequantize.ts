@@ -2,7 +2,17 @@
 import { checkFloats, checkMember, DTYPE_NUMBERS } from "../native/call.ts";
 import * as call from "../native/functions.ts";
 import type { Kernels } from "../native/mod.ts";
-import { checkPackedTensor, levelsOf, linesOf, packedRows, type PackedTensor } from "./packed/layout.ts";
+import { convertFloats } from "./convert.ts";
+import {
+  checkPackedTensor,
+  isRotated,
+  levelsOf,
+  linesOf,
+  packedRows,
+  type PackedTensor,
+  type RotatedTensor,
+} from "./packed/layout.ts";
+import { rotateMatrix } from "./rotation.ts";
 import { callBlocks } from "./weights.ts";
 
 type PlainDtype = "F32" | "F16" | "BF16";
@@ -37,6 +47,7 @@ export function dequantize(
   checkMember(doing, "dtype", dtype, ["F32", "F16", "BF16"]);
   const { rows, cols, bits, groupSize } = tensor, number = DTYPE_NUMBERS[dtype];
   if (given !== undefined) checkFloats(doing, { target: [given, rows * cols] });
+  if (isRotated(tensor)) return dequantizeRotated(kernels, tensor, dtype, given);
   const out = given ?? (dtype === "F32" ? new Float32Array(rows * cols) : new Uint16Array(rows * cols));
   for (const [begin, end] of callBlocks(kernels, rows, cols)) {
     const part = packedRows(tensor, begin, end), target = out.subarray(begin * cols, end * cols);
@@ -52,4 +63,19 @@ export function dequantize(
     }
   }
   return out;
+}
+
+/** The weights of a matrix before they were rotated. */
+function dequantizeRotated(
+  kernels: Kernels,
+  { rotationSeed, ...rotated }: RotatedTensor,
+  dtype: PlainDtype,
+  given?: Float32Array<ArrayBuffer>,
+): Plain {
+  const { rows, cols } = rotated, weights = dequantize(kernels, rotated, "F32", given);
+  rotateMatrix(kernels, weights, rows, cols, rotationSeed, "back");
+  if (dtype === "F32") return weights;
+  return new Uint16Array(
+    convertFloats(kernels, { data: weights, dtype: "F32" }, rows * cols, dtype).buffer,
+  );
 }

@@ -3,7 +3,15 @@ import { checkCount, DTYPE_NUMBERS } from "../native/call.ts";
 import * as call from "../native/functions.ts";
 import type { Kernels } from "../native/mod.ts";
 import { BYTES_PER_ELEMENT } from "../tensor/mod.ts";
-import { checkPackedTensor, levelsOf, linesOf, packedRows, type PackedTensor } from "./packed/layout.ts";
+import { dequantize } from "./dequantize.ts";
+import {
+  checkPackedTensor,
+  isRotated,
+  levelsOf,
+  linesOf,
+  packedRows,
+  type PackedTensor,
+} from "./packed/layout.ts";
 import { rowBlocks, weightBytes, type Weights } from "./weights.ts";
 
 /** Sums and maxima of `b` against `a`, in float64. */
@@ -68,6 +76,10 @@ export function packedErrorStatistics(
   const doing = "measure the error of a packed matrix";
   checkPackedTensor(doing, tensor);
   const { rows, cols, bits, groupSize } = tensor;
+  if (isRotated(tensor)) {
+    const data = dequantize(kernels, tensor);
+    return errorStatistics(kernels, weights, { data, dtype: "F32" }, rows * cols);
+  }
   const bytes = weightBytes(doing, weights, rows * cols), dtype = DTYPE_NUMBERS[weights.dtype];
   const rowBytes = cols * BYTES_PER_ELEMENT[weights.dtype];
   const raw = new Float64Array(6);

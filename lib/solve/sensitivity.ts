@@ -256,7 +256,7 @@ async function layerOptions(
     const weights = denseWeights(kernels, part), { rows } = part.weights;
     const moment = factorMoments(kernels, statistics.moments(part.name), { damping });
     for (const [i, grid] of grids.entries()) {
-      const problem = { weights, rows, cols, moment, ...grid, ...codesOf(grid, cols, config) };
+      const problem = { weights, rows, cols, moment, ...grid, ...codesOf(grid, [rows, cols], config) };
       const { tensor, objective } = solveLayer(kernels, solver, problem, settings);
       objectives[i]! += objective;
       if (i === probed && meter !== undefined) {

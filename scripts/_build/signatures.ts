@@ -101,6 +101,7 @@ const SIZES: readonly (readonly [functions: RegExp, arrays: RegExp, size: string
   [/attention/, /^d?[kv]$/, "batch * tokens * kvHeads * headSize"],
   [/attention/, /^keyMask$/, "batch * tokens"],
   [/attention/, /./, "batch * tokens * heads * headSize"],
+  [/rotate/, /./, "batch * rows * cols"],
   [/rotary/, /^positions$/, "rows"],
   [/rotary/, /./, "rows * heads * headSize"],
   [/modulate|gate_add/, /^(scale|shift|gate)$/, "stridedOf(batch, stride, cols)"],

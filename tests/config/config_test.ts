@@ -201,8 +201,8 @@ describe("values", () => {
     ...[-1, 1, 48, 512, 64.5].map(
       (v): [string, unknown, string] => ["group_size", v, "integer, one of 0, 16, 32, 64, 128, 256"],
     ),
-    ...[0, 2, 5, 8, "4", null].map(
-      (v): [string, unknown, string] => ["scale_bits", v, "integer, one of 3, 4, 6, 16"],
+    ...[1, 2, 5, 8, "4", null].map(
+      (v): [string, unknown, string] => ["scale_bits", v, "integer, one of 0, 3, 4, 6, 16"],
     ),
     ...[0, 101, -1, 10.5].map((v): [string, unknown, string] => ["num_time_groups", v, "integer, 1 to 100"]),
     ...[31, 1025].map((

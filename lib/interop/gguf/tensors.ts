@@ -1,7 +1,7 @@
 /** Tensors of a GGUF file: which type holds each exactly, and its bytes in chunks of rows. */
 import { rowsPerChunk } from "../../pipeline/quantize_tensor.ts";
 import { convertFloats, dequantize, type PackedLayer, type PackedTensor } from "../../quant/mod.ts";
-import { readPackedTensor } from "../../quant/packed/checkpoint.ts";
+import { readPackedTensor, rowsAtOnce } from "../../quant/packed/checkpoint.ts";
 import { mapLevels } from "../../quant/packed/layout.ts";
 import { BYTES_PER_ELEMENT, elementCount, type FloatDtype, isFloatDtype } from "../../tensor/mod.ts";
 import {
@@ -169,16 +169,20 @@ export function* ggufPieces(
     const rows = layer === undefined ? shape[0] ?? 1 : layer.rows;
     const elements = elementCount(shape) ?? 0, cols = Math.max(1, elements / Math.max(1, rows));
     const { block, order } = entry.rowOrder ?? { block: 1, order: undefined };
-    const step = Math.max(1, Math.floor(rowsPerChunk(cols, 4) / block)) * block;
+    const chunk = Math.max(1, Math.floor(rowsPerChunk(cols, 4) / block)) * block;
+    const step = layer === undefined ? chunk : rowsAtOnce(layer, chunk);
     for (let begin = 0; begin < rows; begin += step) {
       const end = Math.min(rows, begin + step), weights = (end - begin) * cols;
       let bytes: ArrayBufferView<ArrayBuffer>;
       if (layer !== undefined) {
-        const stored = readPackedTensor(checkpoint, layer, begin, end);
-        const part = order === undefined ? stored : reordered(stored, block, order);
-        bytes = isBlockType(type)
-          ? encodeBlocks(kernels, part, type)
-          : dequantize(kernels, part, type as PlainType);
+        const part = readPackedTensor(checkpoint, layer, begin, end);
+        if (isBlockType(type)) {
+          const ordered = order === undefined ? part : reordered(part, block, order);
+          bytes = encodeBlocks(kernels, ordered, type);
+        } else {
+          const values = dequantize(kernels, part, type as PlainType);
+          bytes = order === undefined ? values : reorderRows(values, end - begin, block, order);
+        }
       } else {
         const width = cols * BYTES_PER_ELEMENT[dtype];
         const stored = checkpoint.read(from, begin * width, end * width);
@@ -192,7 +196,11 @@ export function* ggufPieces(
   }
 }
 
-type Words = Uint32Array<ArrayBuffer> | Uint16Array<ArrayBuffer> | Uint8Array<ArrayBuffer>;
+type Words =
+  | Float32Array<ArrayBuffer>
+  | Uint32Array<ArrayBuffer>
+  | Uint16Array<ArrayBuffer>
+  | Uint8Array<ArrayBuffer>;
 
 /** Rows of an array in another order. */
 function reorderRows<Array extends Words>(

@@ -8,7 +8,7 @@ import { PagedFloats } from "../../output/paged_floats.ts";
 import { entropyLoss } from "../../thermo/losses.ts";
 import type { Parameters } from "../../thermo/optimizer/mod.ts";
 import type { TimeGroups } from "../../time/mod.ts";
-import { linesOf, packedRows } from "../../quant/packed/layout.ts";
+import { isRotated, linesOf, packedRows } from "../../quant/packed/layout.ts";
 import { add } from "../layers/elementwise.ts";
 import { type DenseMatrix, linear } from "../layers/linear.ts";
 import { type LinearLayer, widen } from "../layers/tensors.ts";
@@ -98,7 +98,7 @@ export class RefinableLinear {
   /** `f32[time groups, rows]` */
   readonly #timeBias: ParameterArray | undefined;
 
-  /** @throws {TypeError} when the layer has two-level or coded scales */
+  /** @throws {TypeError} when the layer has two-level or coded scales, or rotated weights */
   constructor(layer: LinearLayer, parts: RefinedParts, memory: PagedFloats = new PagedFloats()) {
     const { weights } = layer;
     const parameter = (name: string, values: Floats, units: Floats) =>
@@ -112,6 +112,9 @@ export class RefinableLinear {
     }
     if (packed?.scaleBits !== undefined && packed.scaleGrid !== undefined) {
       throw fail("its scales must be half floats, got coded ones: quantize with scale_bits 16");
+    }
+    if (packed !== undefined && isRotated(packed)) {
+      throw fail("its weights must not be rotated: quantize with scale_bits 16");
     }
     const own = packed && withOwnScales(packed), isTrellis = own?.scaleBits !== undefined;
     this.#packed = own;

@@ -4,6 +4,7 @@ import * as native from "../../native/functions.ts";
 import type { Kernels } from "../../native/mod.ts";
 import {
   checkPackedTensor,
+  isRotated,
   linesOf,
   type OneLevelTensor,
   type TwoLevelTensor,
@@ -146,12 +147,16 @@ export function roundActivations(
   native.quantizeActivations(kernels, DOING, x, tokens, cols, bits, mode, codes, scale, zeroPoint);
 }
 
-/** Weights that integer products read: those with one level of scales, and trellis codes. */
+/**
+ * Weights that integer products read: those with one level of scales, and trellis codes that are not rotated,
+ * whose inputs would be rounded before their rotation.
+ */
 export type IntegerWeights = OneLevelTensor | (TwoLevelTensor & { readonly codes: "trellis" });
 
 /** Whether the integer kernels read these weights. */
 export function takesIntegers(weights: Matrix): weights is IntegerWeights {
-  return "packed" in weights && (weights.scaleBits === undefined || weights.codes === "trellis");
+  return "packed" in weights &&
+    (weights.scaleBits === undefined || (weights.codes === "trellis" && !isRotated(weights)));
 }
 
 /** A linear layer that the integer kernels take. */
@@ -216,5 +221,5 @@ function checkIntegerWeights(doing: string, weights: IntegerWeights): void {
   const fail = (reason: string) => new TypeError(`Cannot ${doing}: weights must ${reason}`);
   if (!("packed" in weights)) throw fail("be packed, got a full matrix");
   checkPackedTensor(doing, weights);
-  if (!takesIntegers(weights)) throw fail("have one level of scales, got two-level scales");
+  if (!takesIntegers(weights)) throw fail("have one level of scales and no rotation, got others");
 }

@@ -2,7 +2,16 @@
 import { checkArray, checkCount, DTYPE_NUMBERS } from "../../native/call.ts";
 import * as native from "../../native/functions.ts";
 import type { Kernels } from "../../native/mod.ts";
-import { checkPackedTensor, levelsOf, linesOf, type PackedTensor } from "../../quant/packed/layout.ts";
+import {
+  checkPackedTensor,
+  isRotated,
+  levelsOf,
+  linesOf,
+  type PackedTensor,
+  type RotatedTensor,
+} from "../../quant/packed/layout.ts";
+import { restoreOutputs, rotateInputs } from "../../quant/rotation.ts";
+import { modulate } from "./elementwise.ts";
 
 type Floats = Float32Array<ArrayBuffer>;
 
@@ -57,6 +66,7 @@ export function linear(
     native.linear(kernels, doing, x, tokens, data, DTYPE_NUMBERS[dtype], bias, rows, cols, out);
     return out;
   }
+  if (isRotated(weights)) return linearRotated(kernels, { weights, bias }, x, tokens, out);
   const { packed, bits, groupSize } = weights;
   const sizes = [rows, cols, bits, groupSize] as const;
   if (weights.scaleBits === undefined) {
@@ -70,6 +80,30 @@ export function linear(
   }
   const { scaleBits } = weights, scales = levelsOf(weights);
   native.linearTwoLevel(kernels, doing, x, tokens, packed, ...scales, bias, ...sizes, scaleBits, out);
+  return out;
+}
+
+/** Scratch for rotated inputs, and zeros, kept between calls and grown. */
+let inputs: Floats = new Float32Array(0), zeros: Floats = new Float32Array(0);
+
+/** Rotates the inputs, multiplies, takes the rotation of the outputs back and adds the bias. */
+function linearRotated(
+  kernels: Kernels,
+  { weights, bias }: Linear & { readonly weights: RotatedTensor },
+  x: Float32Array,
+  tokens: number,
+  out: Floats,
+): Floats {
+  const { rotationSeed, ...rotated } = weights, { rows, cols } = rotated;
+  if (inputs.length < tokens * cols) inputs = new Float32Array(tokens * cols);
+  const own = inputs.subarray(0, tokens * cols);
+  rotateInputs(kernels, x, tokens, cols, rotationSeed, own);
+  linear(kernels, { weights: rotated }, own, tokens, out);
+  restoreOutputs(kernels, out, tokens, rows, rotationSeed);
+  if (bias === undefined) return out;
+  if (zeros.length < rows) zeros = new Float32Array(rows);
+  const shift = { scale: zeros.subarray(0, rows), shift: bias };
+  modulate(kernels, out, shift, { batch: 1, tokens, cols: rows }, out);
   return out;
 }
 

@@ -8,7 +8,7 @@ import { calibrationGroups } from "../../calibration/saved_statistics.ts";
 import { type ConfigInForce, hasBudget } from "../../config/mod.ts";
 import type { Blockwise, LinearLayer } from "../../models/mod.ts";
 import { formatOf, isTokenTable, type PlanRow } from "../../plan/plan.ts";
-import { CODED_SCALE_BITS, type WeightFormat } from "../../quant/packed/layout.ts";
+import { CODED_SCALE_BITS, ROTATED_SCALE_BITS, type WeightFormat } from "../../quant/packed/layout.ts";
 import { isRounded, weightSolver } from "../../solve/by_weights.ts";
 import { READY_BYTES, stageBytes } from "../../solve/stage_inputs.ts";
 import { TARGET_STEPS } from "../../solve/target_of_inputs.ts";
@@ -354,10 +354,10 @@ export abstract class CountedWork {
     return {
       name: "writing",
       bytes: Math.min(this.solvedBytes(config), this.packedBytes) + this.tableBytes +
-        // Coded scales share a grid: a matrix that was not solved is in memory as a whole.
+        // Coded scales share a grid: a matrix that was not solved is in memory as a whole, and a rotated one.
         most(
           rows.map((row) =>
-            row.scaleBits !== CODED_SCALE_BITS || isOwn(row)
+            !(row.scaleBits === CODED_SCALE_BITS && !isOwn(row)) && row.scaleBits !== ROTATED_SCALE_BITS
               ? 0
               : row.bytesBefore + elementCount(row.shape)! * LAYER_BYTES
           ),

@@ -42,8 +42,10 @@ import {
   matrixSizes,
   MAX_ROW_WEIGHTS,
   OFFSET_BITS,
+  packedRows,
   type PackedTensor,
   packedWords,
+  ROTATED_SCALE_BITS,
   SCALE_BITS,
   type ScaleBits,
   subCodeBytes,
@@ -75,11 +77,11 @@ export { CONFIG_KEY, SECTION_KEY };
 export interface PackedLayerEntry {
   readonly bits: BitWidth;
   readonly group_size: GroupSize;
-  /** Bits of two-level scales, 16 of offsets, 3 of coded scales; absent with plain ones. */
+  /** Bits of two-level scales, 16 of offsets, 3 of coded scales, 0 of one scale; absent with plain ones. */
   readonly scale_bits?: ScaleBits | undefined;
   /**
-   * `trellis`, with a half-precision scale and offset a group, or coded scales alone where `scale_bits` is 3;
-   * absent: uniform. From version 3 on.
+   * `trellis`, with a half-precision scale and offset a group, or coded scales alone where `scale_bits` is 3,
+   * or one scale of rotated weights where it is 0; absent: uniform. From version 3 on.
    */
   readonly codes?: Codes | undefined;
   /** Absent where it is the section's. */
@@ -114,9 +116,9 @@ export interface PackedLayer {
   readonly groupSize: GroupSize;
   /** With two-level scales `real`, or `symmetric` where they have 8 bits. */
   readonly zeroPointKind: ZeroPointKind;
-  /** Bits of two-level scales, 16 of offsets, 3 of coded scales; undefined with plain ones. */
+  /** Of two-level scales, 16 of offsets, 3 of coded scales, 0 of one scale; undefined with plain ones. */
   readonly scaleBits: ScaleBits | undefined;
-  /** `trellis`: `scaleBits` is 16, or 3 with coded scales and no offsets; absent: uniform. */
+  /** `trellis`: `scaleBits` is 16, or 3 or 0 without offsets; absent: uniform. */
   readonly codes?: Codes | undefined;
   /** Element type before quantization. */
   readonly dtype: FloatDtype;
@@ -163,11 +165,15 @@ export function packedLayers(checkpoint: Checkpoint): ReadonlyMap<string, Packed
   );
 }
 
+/** Rows of a quantized tensor that are read at once where a reader wants `rows`: all of a rotated one. */
+export const rowsAtOnce = (layer: Pick<PackedLayer, "scaleBits" | "rows">, rows: number): number =>
+  layer.scaleBits === ROTATED_SCALE_BITS ? layer.rows : rows;
+
 /**
  * Reads rows `[rowBegin, rowEnd)` of a quantized tensor, all of them by default. Integer zero points come
  * back as half floats, as real ones do.
  *
- * @throws {RangeError} when the rows are not the tensor's
+ * @throws {RangeError} when the rows are not the tensor's, or not all of a rotated one's
  * @throws as {@linkcode Checkpoint.readInto}
  */
 export function readPackedTensor(
@@ -196,6 +202,9 @@ export function readPackedTensor(
   };
   if (scaleBits === CODED_SCALE_BITS) {
     return { ...common, ...codedScales(checkpoint, layer, rowBegin, rowEnd) };
+  }
+  if (scaleBits === ROTATED_SCALE_BITS) {
+    return packedRows({ ...common, rows: layer.rows, ...oneScale(checkpoint, layer) }, rowBegin, rowEnd);
   }
   if (scaleBits !== undefined) {
     const subBytes = subCodeBytes(cols, groupSize, scaleBits), superBytes = superblockCount(cols) * 2;
@@ -244,6 +253,18 @@ function codedScales(
   return { ...levels, codes: "trellis", scaleGrid };
 }
 
+/** The scale of a rotated tensor, for all of its rows, and its seed. */
+function oneScale(
+  checkpoint: Checkpoint,
+  { rows, cols, groupSize, tensors }: PackedLayer,
+): TwoLevelScales & Pick<TwoLevelTensor, "codes" | "rotationSeed"> {
+  const levels = emptyLevels({ rows, cols, groupSize, scaleBits: OFFSET_BITS });
+  const [scale] = new Uint16Array(checkpoint.read(tensors.subScale!).buffer);
+  const [rotationSeed] = new Int32Array(checkpoint.read(tensors.seed!).buffer);
+  linesOf(levels)[0].fill(scale!);
+  return { ...levels, codes: "trellis", rotationSeed };
+}
+
 function readSection(checkpoint: Checkpoint): PackedSection | undefined {
   const quantization = checkpoint.config?.[CONFIG_KEY];
   if (!isJsonObject(quantization) || quantization[SECTION_KEY] === undefined) return undefined;
@@ -269,8 +290,9 @@ function readSection(checkpoint: Checkpoint): PackedSection | undefined {
       if (version === FORMAT_VERSION) throw fail(`${key}.codes`, "absent in version 1", codes);
       checkMember(fail, `${key}.codes`, codes, CODES, ", or absent");
       const isTrellis = codes === "trellis";
-      if (isTrellis && scaleBits !== undefined && scaleBits !== CODED_SCALE_BITS) {
-        throw fail(`${key}.scale_bits`, `${CODED_SCALE_BITS} or absent with trellis codes`, scaleBits);
+      if (isTrellis && scaleBits !== undefined) {
+        const own = [CODED_SCALE_BITS, ROTATED_SCALE_BITS];
+        checkMember(fail, `${key}.scale_bits`, scaleBits, own, ", or absent, with trellis codes");
       }
       if (isTrellis) checkMember(fail, `${key}.bits`, bits, TRELLIS_BITS, " with trellis codes");
     }
@@ -279,7 +301,8 @@ function readSection(checkpoint: Checkpoint): PackedSection | undefined {
     if (scaleBits !== undefined && !isCoded) {
       checkMember(fail, `${key}.scale_bits`, scaleBits, SCALE_BITS, ", or absent");
     }
-    const groupSizes = scaleBits === undefined || isCoded ? GROUP_SIZES : TWO_LEVEL_GROUP_SIZES;
+    const anySizes = scaleBits === ROTATED_SCALE_BITS ? [0] as const : GROUP_SIZES;
+    const groupSizes = scaleBits === undefined || isCoded ? anySizes : TWO_LEVEL_GROUP_SIZES;
     checkMember(fail, `${key}.group_size`, groupSize, groupSizes);
     if (own !== undefined) checkMember(fail, `${key}.zero_point`, own, ZERO_POINT_KINDS, ", or absent");
     for (const part of ["low_rank", "rotation"]) {
@@ -333,6 +356,9 @@ function checkLayer(
   const { rows, cols, experts } = matrixSizes(sizes);
   if (cols > MAX_ROW_WEIGHTS) {
     throw fail(names.shape, `a row must have at most ${MAX_ROW_WEIGHTS} weights, got ${cols}`);
+  }
+  if (scaleBits === ROTATED_SCALE_BITS && experts !== undefined) {
+    throw fail(names.shape, `must be of a matrix with rotated weights, got a stack of ${experts}`);
   }
   const specs = packedTensorSpecs(name, { rows, cols, experts, bits, groupSize, zeroPoint, scaleBits });
   for (const spec of specs) check(spec.name, spec.dtype, spec.shape);

@@ -22,6 +22,10 @@
  * with coded scales of trellis codes (`scaleBits` 3):
  *             X.weight_sub_scale   U8 [bytes]               one bit stream
  *             X.weight_super_scale F16 [2]                  the first scale, and the ratio of each to the next
+ *
+ * of rotated weights (`scaleBits` 0):
+ *             X.weight_scale       F16 [1]
+ *             X.weight_seed        I32 [1]                  of the rotations
  * ```
  */
 import { BYTES_PER_ELEMENT, elementCount, type TensorSpec } from "../../tensor/mod.ts";
@@ -29,10 +33,12 @@ import {
   type BitWidth,
   CODED_SCALE_BITS,
   groupCount,
+  isRotated,
   OFFSET_BITS,
   type PackedForm,
   type PackedTensor,
   packedWords,
+  ROTATED_SCALE_BITS,
   type ScaleBits,
   subCodeBytes,
   superblockCount,
@@ -54,6 +60,8 @@ export interface PackedNames {
   readonly subMin: string | undefined;
   readonly superScale: string | undefined;
   readonly superMin: string | undefined;
+  /** Undefined where weights are not rotated. */
+  readonly seed: string | undefined;
   readonly shape: string;
 }
 
@@ -63,23 +71,26 @@ export function packedNames(
   { zeroPoint, scaleBits }: Pick<PackedForm, "zeroPoint" | "scaleBits">,
 ): PackedNames {
   const isPlain = scaleBits === undefined, isOffset = scaleBits === OFFSET_BITS;
-  const isCoded = scaleBits === CODED_SCALE_BITS, hasLevels = !isPlain && !isOffset;
+  const isCoded = scaleBits === CODED_SCALE_BITS, isRotated = scaleBits === ROTATED_SCALE_BITS;
+  const hasLevels = !isPlain && !isOffset && !isRotated;
   const entry = (isThere: boolean, part: string) => isThere ? `${name}_${part}` : undefined;
   return {
     packed: name + PACKED_SUFFIX,
     scale: entry(isPlain, "scale"),
     zeroPoint: entry(isPlain && zeroPoint !== "symmetric", "zero_point"),
-    subScale: isOffset ? `${name}_scale` : entry(hasLevels, "sub_scale"),
+    subScale: isOffset || isRotated ? `${name}_scale` : entry(hasLevels, "sub_scale"),
     subMin: isOffset ? `${name}_offset` : entry(hasLevels && !isCoded, "sub_min"),
     superScale: entry(hasLevels, "super_scale"),
     superMin: entry(hasLevels && !isCoded, "super_min"),
+    seed: entry(isRotated, "seed"),
     shape: `${name}_shape`,
   };
 }
 
 /** Every name that an entry of a packed tensor may have, whatever its scales. */
 export function allPackedNames(name: string): string[] {
-  const names = [undefined, 4 as const, OFFSET_BITS as ScaleBits].flatMap((scaleBits) =>
+  const forms: readonly (ScaleBits | undefined)[] = [undefined, 4, OFFSET_BITS, ROTATED_SCALE_BITS];
+  const names = forms.flatMap((scaleBits) =>
     Object.values(packedNames(name, { zeroPoint: "real", scaleBits }))
   );
   return [...new Set(names as (string | undefined)[])].filter((part) => part !== undefined);
@@ -94,8 +105,8 @@ export function packedTensorSpecs(name: string, form: PackedForm): TensorSpec[] 
     ? { dtype: "I32", shape: [zeroPointWords(rows, bits), groups] } as const
     : { dtype: "F16", shape: [rows, groups] } as const;
   const isCoded = scaleBits === CODED_SCALE_BITS;
-  const subCodes = scaleBits === OFFSET_BITS
-    ? { dtype: "F16", shape: [rows, groups] } as const
+  const subCodes = scaleBits === OFFSET_BITS || scaleBits === ROTATED_SCALE_BITS
+    ? { dtype: "F16", shape: scaleBits === OFFSET_BITS ? [rows, groups] : [1] } as const
     : { dtype: "U8", shape: [rows, subBytes] } as const;
   const parts: Record<keyof PackedNames, Omit<TensorSpec, "name">> = {
     packed: { dtype: "I32", shape: [rows, packedWords(cols, bits)] },
@@ -105,6 +116,7 @@ export function packedTensorSpecs(name: string, form: PackedForm): TensorSpec[] 
     subMin: subCodes,
     superScale: { dtype: "F16", shape: isCoded ? [2] : [rows, supers] },
     superMin: { dtype: "F16", shape: [rows, supers] },
+    seed: { dtype: "I32", shape: [1] },
     shape: { dtype: "I64", shape: [experts === undefined ? 2 : 3] },
   };
   return Object.entries(packedNames(name, form)).flatMap(([part, entry]: [string, string | undefined]) =>
@@ -139,6 +151,13 @@ export function packedEntries(
 ): [string, ArrayBufferView<ArrayBuffer>][] {
   if (tensor.scaleBits !== undefined) {
     if (tensor.scaleGrid !== undefined) return [[names.packed, tensor.packed]];
+    if (isRotated(tensor)) {
+      return [
+        [names.packed, tensor.packed],
+        [names.subScale!, tensor.subScale.slice(0, 2)],
+        [names.seed!, Int32Array.of(tensor.rotationSeed)],
+      ];
+    }
     const { superScale, superMin } = names;
     return [
       [names.packed, tensor.packed],

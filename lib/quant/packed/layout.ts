@@ -10,6 +10,7 @@ import {
   GROUP_SIZES,
   type GroupSize,
   OFFSET_BITS,
+  ROTATED_SCALE_BITS,
   SCALE_BITS,
   type ScaleBits,
   TRELLIS_BITS,
@@ -80,7 +81,15 @@ export interface TwoLevelTensor extends PackedCodes, TwoLevelScales {
   readonly codes?: Codes | undefined;
   /** The grid on which the scales of trellis codes lie, where they are stored in few bits; offsets are 0. */
   readonly scaleGrid?: ScaleGrid | undefined;
+  /**
+   * Seed of the rotations on both sides of the weights that trellis codes stand for; all rows have one scale
+   * and no offset, and no row means anything without the others.
+   */
+  readonly rotationSeed?: number | undefined;
 }
+
+/** A matrix whose weights are rotated. */
+export type RotatedTensor = TwoLevelTensor & { readonly rotationSeed: number };
 
 /** A packed matrix; `scaleBits` tells the two kinds apart. */
 export type PackedTensor = OneLevelTensor | TwoLevelTensor;
@@ -92,7 +101,10 @@ export interface WeightFormat {
   readonly zeroPoint: ZeroPointKind;
   /** Bits of the sub-codes of two-level scales, which need real zero points; undefined for plain ones. */
   readonly scaleBits?: ScaleBits | undefined;
-  /** Default `uniform`. Trellis codes have scales and offsets, `scaleBits` 16, or coded scales, 3. */
+  /**
+   * Default `uniform`. Trellis codes have scales and offsets, `scaleBits` 16, coded scales, 3, or one scale,
+   * 0.
+   */
   readonly codes?: Codes | undefined;
 }
 
@@ -156,8 +168,21 @@ export const rowsOf =
     return array.subarray(begin * width, end * width) as Array;
   };
 
-/** Rows `[begin, end)` of a packed matrix, as views of its arrays. */
+/** Whether the weights of a packed matrix are rotated. */
+export const isRotated = (tensor: PackedTensor): tensor is RotatedTensor =>
+  tensor.scaleBits !== undefined && tensor.rotationSeed !== undefined;
+
+/**
+ * Rows `[begin, end)` of a packed matrix, as views of its arrays.
+ *
+ * @throws {RangeError} for some of the rows of a rotated matrix
+ */
 export function packedRows(tensor: PackedTensor, begin: number, end: number): PackedTensor {
+  if (isRotated(tensor) && (begin !== 0 || end !== tensor.rows)) {
+    throw new RangeError(
+      `Cannot take rows of a packed matrix: all ${tensor.rows} of a rotated one are needed, got [${begin}, ${end})`,
+    );
+  }
   const part = rowsOf(tensor.rows, begin, end);
   const common = { rows: end - begin, packed: part(tensor.packed) };
   if (tensor.scaleBits === undefined) {
@@ -247,6 +272,7 @@ export function checkFormat(
   if (isTrellis) checkMember(doing, "scaleBits of trellis codes", scaleBits, TRELLIS_SCALE_BITS);
   checkMember(doing, "zeroPoint", zeroPoint, ZERO_POINT_KINDS);
   if (scaleBits === undefined) return;
+  if (scaleBits === ROTATED_SCALE_BITS) checkMember(doing, "groupSize with one scale", groupSize, [0]);
   if (!isTrellis) checkMember(doing, "scaleBits", scaleBits, SCALE_BITS);
   if (scaleBits !== 8) return checkMember(doing, "zeroPoint with two-level scales", zeroPoint, ["real"]);
   checkMember(doing, "zeroPoint with two-level scales of 8 bits", zeroPoint, ["symmetric"]);

@@ -74,7 +74,7 @@ const SETTLING_PASSES = 5;
 
 /**
  * Passes over a moment of blocks of so many columns, for each row, of solving for trellis codes; codes
- * descend once more where scales are coded.
+ * descend once more where scales are coded or one.
  */
 export const trellisPasses = (
   { rounds, refinesEach }: Steps,

@@ -15,6 +15,7 @@ import {
   linesOf,
   OFFSET_BITS,
   type PackedTensor,
+  ROTATED_SCALE_BITS,
   type TwoLevelTensor,
   type WeightFormat,
 } from "../packed/layout.ts";
@@ -24,6 +25,7 @@ import type { Weights } from "../weights.ts";
 import { NO_STEPS, searchMultiplyAdds, type Steps, trellisRatios } from "./effort.ts";
 import { factorMoments, inOwnOrder, workspace } from "./factored_moment.ts";
 import { checkProblem, type MomentProblem } from "./problem.ts";
+import { rotated, ROTATION_SEED, rowLosses } from "./rotated.ts";
 import type { Solution } from "./settings.ts";
 import { type Candidate, inParts, keepBetterRows, total } from "./steps.ts";
 
@@ -90,17 +92,19 @@ function gridOf(problem: MomentProblem): ScaleGrid {
 /** Most squared error with coded scales as a multiple of that with half floats: of a row, and in the mean. */
 const ROW_LOSS = 8, MEAN_LOSS = 1.75;
 
+/** Whether half floats are needed: each row is one output, whatever its size beside the others. */
+const areTooLarge = (losses: Float64Array): boolean =>
+  !losses.every((loss) => loss <= ROW_LOSS) || total(losses) > MEAN_LOSS * losses.length;
+
 /**
- * Whether half floats are needed: each row is one output, whatever its size beside the others. The
- * error of a group goes with the square of its scale; a scale that is too small loses as much by what lies
- * beyond its levels.
+ * Squared errors of rows with coded scales as multiples of those with half floats. The error of a group goes
+ * with the square of its scale; a scale that is too small loses as much by what lies beyond its levels.
  */
-function losesTooMuch(problem: MomentProblem, grid: ScaleGrid): boolean {
+function codedLosses(problem: MomentProblem, grid: ScaleGrid): Float64Array {
   const { rows, cols, groupSize } = problem, groups = groupCount(cols, groupSize), scales = gridScales(grid);
   const { scale: wanted } = startLines(problem, 1);
   const { scale: half } = startLines({ ...problem, scaleBits: OFFSET_BITS }, 1);
-  let all = 0;
-  for (let row = 0; row < rows; row++) {
+  return Float64Array.from({ length: rows }, (_, row) => {
     let coded = 0, plain = 0;
     for (let i = row * groups; i < (row + 1) * groups; i++) {
       const scale = scales[nearestScale(scales, wanted[i]!)]!, own = Math.max(scale, wanted[i]! ** 2 / scale);
@@ -108,10 +112,8 @@ function losesTooMuch(problem: MomentProblem, grid: ScaleGrid): boolean {
       coded += width * own ** 2;
       plain += width * half[i]! ** 2;
     }
-    if (coded > ROW_LOSS * plain) return true;
-    all += coded / plain;
-  }
-  return all > MEAN_LOSS * rows;
+    return coded / plain;
+  });
 }
 
 /** Takes scales to the nearest of a grid, in place, and offsets to 0. */
@@ -121,11 +123,34 @@ function toGrid({ scale, zeroPoint }: Lines, grid: ScaleGrid): void {
   zeroPoint.fill(0);
 }
 
-/** A problem and the grid of its coded scales; that of half floats where none serves. */
-function withGrid(problem: MomentProblem): [MomentProblem, ScaleGrid | undefined] {
-  if (problem.scaleBits === OFFSET_BITS) return [problem, undefined];
-  const grid = gridOf(problem);
-  return losesTooMuch(problem, grid) ? [{ ...problem, scaleBits: OFFSET_BITS }, undefined] : [problem, grid];
+/** A problem as it is searched: with half floats, on a grid of coded scales, or rotated with one scale. */
+interface Prepared {
+  readonly problem: MomentProblem;
+  readonly grid?: ScaleGrid | undefined;
+  readonly rotationSeed?: number | undefined;
+}
+
+/** Prepares a problem; where fewer scales lose too much, with half floats. */
+function prepared(problem: MomentProblem): Prepared {
+  if (problem.scaleBits === OFFSET_BITS) return { problem };
+  if (problem.scaleBits === ROTATED_SCALE_BITS && !areTooLarge(rowLosses(problem))) {
+    return { problem: rotated(problem), rotationSeed: ROTATION_SEED };
+  }
+  const grid = problem.scaleBits === ROTATED_SCALE_BITS ? undefined : gridOf(problem);
+  if (grid !== undefined && !areTooLarge(codedLosses(problem, grid))) return { problem, grid };
+  return { problem: { ...problem, scaleBits: OFFSET_BITS } };
+}
+
+/** Scales and offsets to search from. */
+function startOf({ problem, grid, rotationSeed }: Prepared, ratio: number): Lines {
+  const { rows, cols } = problem;
+  if (rotationSeed !== undefined) {
+    const { scale: [one] } = startLines({ ...problem, rows: 1, cols: rows * cols }, ratio);
+    return { scale: new Float32Array(rows).fill(one!), zeroPoint: new Float32Array(rows) };
+  }
+  const lines = startLines(problem, ratio);
+  if (grid !== undefined) toGrid(lines, grid);
+  return lines;
 }
 
 /** The parts of a layer's arrays that hold rows `[begin, end)`. */
@@ -164,19 +189,23 @@ function searchFrom(
   return { codes, scale: scale.slice(), zeroPoint: zeroPoint.slice(), objective };
 }
 
-/** Least squares of scales, of offsets too with `lines`, and descent over codes, in place. */
+/**
+ * Least squares of scales, of offsets too with `lines`, and descent over codes, in place; 0 rounds only
+ * measure.
+ */
 function settle(
   problem: MomentProblem,
   { codes, scale, zeroPoint, objective }: Candidate,
   refit: keyof typeof REFITS,
+  rounds = SETTLING_ROUNDS,
 ): void {
   const { kernels, rows, cols, bits, groupSize, moment: { block, moment } } = problem,
     groups = scale.length / rows;
   const table = tableOf(kernels, bits), work = workspace(kernels, cols, groupSize);
-  inParts(problem, 1 + 2 * SETTLING_ROUNDS, (begin, end) => {
+  inParts(problem, 1 + 2 * rounds, (begin, end) => {
     const part = rowsPart(begin, end),
       layer = [part(problem.weights, cols), end - begin, cols, bits, groupSize] as const;
-    const steps = [REFITS[refit], SETTLING_ROUNDS] as const;
+    const steps = [REFITS[refit], rounds] as const;
     const lines = [part(scale, groups), part(zeroPoint, groups), part(objective, 1), work] as const;
     call.settleTrellis(
       kernels,
@@ -192,13 +221,31 @@ function settle(
   });
 }
 
+/** Takes all rows to the one scale that is best for their codes, in place: the least of a parabola. */
+function fitOneScale(problem: MomentProblem, { codes, scale, zeroPoint, objective }: Candidate): void {
+  const own = scale[0]!;
+  const at = (share: number): number => {
+    const measured = {
+      codes,
+      scale: scale.map((own) => share * own),
+      zeroPoint,
+      objective: objective.slice(),
+    };
+    settle({ ...problem, onShare: undefined }, measured, "nothing", 0);
+    return total(measured.objective);
+  };
+  const half = at(0.5), one = total(objective), slope = 2 * (one - half);
+  const curvature = (at(2) - one - slope) / 1.5, best = Math.f16round(own * (0.75 - slope / (2 * curvature)));
+  if (best > 0 && best < Infinity) scale.fill(best);
+}
+
 /**
  * Searches, fits scales and offsets and descends over codes, as often as the steps have rounds; each row
- * keeps the best of all passes and starts. Where coded scales lose too much the tensor has half floats and
- * no `scaleGrid`.
+ * keeps the best of all passes and starts, or all rows together where they have one scale. Where fewer scales
+ * than half floats lose too much the tensor has half floats, and neither `scaleGrid` nor `rotationSeed`.
  */
 export function solveTrellis(asked: MomentProblem, { refinesEach, rounds, refit }: Steps): Solution {
-  const [problem, grid] = withGrid(asked);
+  const start = prepared(asked), { problem, grid, rotationSeed } = start, isOne = rotationSeed !== undefined;
   const own = inOwnOrder(problem.kernels, problem.moment), passes = Math.max(1, rounds);
   const all = trellisRatios(problem.bits),
     ratios = refinesEach ? all : all.slice(0, 1),
@@ -208,32 +255,36 @@ export function solveTrellis(asked: MomentProblem, { refinesEach, rounds, refit 
     ...problem,
     onShare: (part) => problem.onShare?.((done + share * part) / count),
   });
+  const better = (one: Candidate | undefined, other: Candidate): Candidate => {
+    if (one === undefined) return other;
+    if (isOne) return total(other.objective) < total(one.objective) ? other : one;
+    keepBetterRows(one, other);
+    return one;
+  };
   for (const ratio of ratios) {
-    let found: Candidate | undefined, lines = startLines(problem, ratio);
-    if (grid !== undefined) toGrid(lines, grid);
+    let found: Candidate | undefined, lines = startOf(start, ratio);
     for (let pass = 0; pass < passes; pass++, done++) {
       const candidate = searchFrom(part(0.8), own, lines);
       if (done === 0) firstObjective = total(candidate.objective);
-      settle(part(1), candidate, !refit ? "nothing" : grid === undefined ? "lines" : "scales");
-      if (grid !== undefined && refit) {
-        toGrid(candidate, grid);
+      const refitted = isOne ? "nothing" : grid === undefined ? "lines" : "scales";
+      settle(part(1), candidate, refit ? refitted : "nothing");
+      if ((isOne || grid !== undefined) && refit) {
+        if (grid === undefined) fitOneScale(problem, candidate);
+        else toGrid(candidate, grid);
         settle(part(1), candidate, "nothing");
       }
-      if (found === undefined) found = candidate;
-      else keepBetterRows(found, candidate);
+      found = better(found, candidate);
       lines = found;
     }
-    if (best === undefined) best = found;
-    else keepBetterRows(best, found!);
+    best = better(best, found!);
   }
-  return { tensor: packedTrellis(problem, best!, grid), objective: total(best!.objective), firstObjective };
+  return { tensor: packedTrellis(start, best!), objective: total(best!.objective), firstObjective };
 }
 
 /** A candidate as a packed tensor. */
 function packedTrellis(
-  problem: MomentProblem,
+  { problem, grid: scaleGrid, rotationSeed }: Prepared,
   { codes, scale, zeroPoint }: Candidate,
-  scaleGrid: ScaleGrid | undefined,
 ): TwoLevelTensor {
   const { kernels, rows, cols, bits, groupSize } = problem,
     shape = { rows, cols, groupSize, scaleBits: OFFSET_BITS } as const;
@@ -242,6 +293,7 @@ function packedTrellis(
     packed: packCodes(kernels, codes, rows, cols, bits),
     ...emptyLevels(shape),
     ...(scaleGrid === undefined ? {} : { scaleGrid }),
+    ...(rotationSeed === undefined ? {} : { rotationSeed }),
   } as const satisfies TwoLevelTensor;
   const [scales, offsets] = linesOf(tensor);
   scales.set(halfBits(scale));

@@ -226,6 +226,7 @@ describe("packedLayers", () => {
         subMin: undefined,
         superScale: undefined,
         superMin: undefined,
+        seed: undefined,
         shape: "a.weight_shape",
       },
       bytes,
