@@ -245,7 +245,8 @@ describe("rotated trellis codes", () => {
     const given = { codes: "trellis", bit_width: 2, scale_bits: 0, solver: "best" };
     const refused: [object, RegExp][] = [
       [{ codes: "uniform" }, /"scale_bits": got 0, expected 16/],
-      [{ target_bits_per_weight: 2.5 }, /"scale_bits": got 0, expected 16 with a budget/],
+      [{ target_bits_per_weight: 2.5 }, /"scale_bits": got 0, expected 16 with a bit plan or a budget/],
+      [{ bit_plan: "plan.json" }, /"scale_bits": got 0, expected 16/],
       [{ group_size: 32 }, /"group_size": got 32, expected 0 with scale_bits 0/],
       [{ target: "mlx" }, /"target": got "mlx", expected null/],
       [{ "thermodynamic.transition_optimization.enabled": true }, /"scale_bits": got 0, expected 16/],
