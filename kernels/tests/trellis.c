@@ -4,6 +4,8 @@
  * table makes of Gaussian numbers. */
 #include "harness.h"
 
+#include "../arithmetic/trellis.h"
+
 enum { MOST_WINDOWS = 512 };
 static float tables[2][MOST_WINDOWS]; /* of 2 and of 3 bits */
 
