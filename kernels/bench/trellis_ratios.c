@@ -3,10 +3,11 @@
  *
  *     bun run scripts/build.ts --output libarrowquant.so
  *     cc -O2 kernels/bench/trellis_ratios.c ./libarrowquant.so -Wl,-rpath,. -o trellis_ratios && \
- *         ./trellis_ratios */
+ *         ./trellis_ratios [instruction set] */
 #define _POSIX_C_SOURCE 199309L
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 
 #include "../include/arrowquant.h"
@@ -61,7 +62,7 @@ static double ratio(int what, size_t rows, size_t tokens) {
   return ratios[SAMPLES / 2];
 }
 
-int main(void) {
+int main(int count, char **arguments) {
   static const char *const names[] = {[AQ_ISA_AVX2] = "avx2", [AQ_ISA_NEON] = "neon", [AQ_ISA_NEON_DOT] = "neon_dot",
                                       [AQ_ISA_AVX512_VNNI] = "avx512_vnni", [AQ_ISA_AVX512_VBMI] = "avx512_vbmi"};
   const size_t words = MANY * (COLS / 32 * 3), groups = MANY * (COLS / 64);
@@ -77,6 +78,7 @@ int main(void) {
   for (size_t i = 0; i < 2 * (sizeof names / sizeof *names); i++) {
     const size_t set = i % (sizeof names / sizeof *names);
     bits = set == i ? 2 : 3;
+    if (names[set] && count > 1 && strcmp(names[set], arguments[1]) != 0) continue;
     for (group_size = 0; names[set] && aq_isa_supported((int32_t)set) && group_size <= 64; group_size += 64) {
       isa = (int32_t)set;
       printf("| %d | %s | %s | %.2f | %.2f | %.2f | %.2f | %.2f | %.2f |\n", (int)bits, names[set], group_size ? "64" : "row",

@@ -68,6 +68,7 @@ AQ_DECLARE(scalar)
 extern aq_levels_function aq_levels_2_scalar, aq_levels_3_scalar, aq_levels_2_tables, aq_levels_3_tables;
 #if defined(AQ_BUILD_AVX2)
 AQ_DECLARE(avx2)
+extern aq_levels_function aq_levels_2_avx2, aq_levels_3_avx2;
 #endif
 #if defined(AQ_BUILD_AVX512)
 AQ_DECLARE(avx512)
@@ -87,7 +88,7 @@ AQ_DECLARE(simd128)
 static const aq_kernels slots[] = {
     [AQ_ISA_SCALAR] = AQ_SLOT(always, scalar, scalar, scalar, scalar),
 #if defined(AQ_BUILD_AVX2)
-    [AQ_ISA_AVX2] = AQ_SLOT(has_avx2, avx2, avx2, avx2, tables),
+    [AQ_ISA_AVX2] = AQ_SLOT(has_avx2, avx2, avx2, avx2, avx2),
 #endif
 #if defined(AQ_BUILD_AVX512)
     [AQ_ISA_AVX512] = AQ_SLOT(has_avx512, avx512, avx512, avx512, avx512),

@@ -27,7 +27,7 @@ typedef struct {
 /* levels[0..n) = those of columns [col, col + n) of a row of trellis codes, col a multiple of 16. Reads
  * nothing behind the row's packed bytes, and may write up to AQ_LEVELS_BEHIND numbers behind the last. */
 typedef void aq_levels_function(const uint8_t *row, size_t bytes, size_t col, size_t n, int8_t *levels);
-#define AQ_LEVELS_BEHIND 63
+#define AQ_LEVELS_BEHIND 127
 extern const int8_t aq_trellis_levels_2[AQ_TRELLIS_WINDOWS(2)], aq_trellis_levels_3[AQ_TRELLIS_WINDOWS(3)];
 
 /* Level of weight `i` of a row, one by one. */

@@ -2,6 +2,7 @@
  * weights and statistics against the scalar oracle to the bit, products with float32 activations against sums
  * in double, products with 8-bit activations and gradients to the bit; and what the best path through the
  * table makes of Gaussian numbers. */
+#include "../arithmetic/trellis.h"
 #include "harness.h"
 
 #include "../arithmetic/trellis.h"

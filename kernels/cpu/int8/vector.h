@@ -75,7 +75,7 @@ AQ_INLINE void copy_end(const uint8_t *from, size_t n, int32_t bits, uint8_t *to
 }
 
 /* Codes of n levels from column col of a row on, and zeros behind them up to `end`; what lies behind that up
- * to the next multiple of 64 is written as well. */
+ * to the next multiple of 128 is written as well. */
 AQ_INLINE void level_codes(const aq_packed_view *view, size_t row, size_t col, size_t n, size_t end, uint8_t *out) {
   view->levels((const uint8_t *)(view->packed + row * view->words), 4 * view->words, col, n, (int8_t *)out);
   for (size_t i = 0; i < n; i += AQ_QUADS) v_store_int(out + i, (v_load_int(out + i) & 0x7f7f7f7f) ^ 0x40404040);
