@@ -113,7 +113,7 @@ function libraryChecks(compiler: string, library: string): (readonly string[])[]
 /** A CUDA library loaded and quantized with, in Bun and in Deno. */
 function cudaTests(library: string): string[][] {
   const opened = ["env", `ARROWQUANT_CUDA_LIBRARY=${library}`];
-  const tests = ["tests/native/cuda_test.ts", "tests/native/cuda_faults_test.ts"];
+  const tests = ["", "_faults", "_ahead"].map((part) => `tests/native/cuda${part}_test.ts`);
   return [
     [...opened, bun, "test", ...tests, "--timeout", "120000"],
     [...opened, deno, "test", "-A", "--no-check", importMap, ...tests],

@@ -24,6 +24,14 @@ export const MAX_THREADS = 64;
 /** An array that a kernel reads or writes. */
 type View = ArrayBufferView<ArrayBufferLike>;
 
+/** An array that kernels will read. */
+export interface ComingArray {
+  /** Constant; undefined where the host alone reads it. */
+  readonly array: View | undefined;
+  /** Bytes that were read from files when it was taken. */
+  readonly bytesRead: number;
+}
+
 /**
  * Where arrays are between the calls of kernels. On the CPU they stay where they are; a GPU has copies of
  * those that it is told of, so that what one kernel has made does not cross the bus before the next one reads
@@ -46,6 +54,12 @@ export interface ArrayPlaces {
   drop(): void;
   /** The array never changes from now on: a copy may stay as long as there is room. */
   constant<T extends View>(array: T): T;
+  /**
+   * A block of a model is at work, and what comes will be read behind it, in this order. Where the host would
+   * wait for a device it takes one after the other, until {@linkcode drop}, and begins copies where there is
+   * room; where nothing is waited for none is taken.
+   */
+  ahead(block: number, coming: Iterator<ComingArray>): void;
 }
 
 /** All arrays are the host's. */
@@ -55,6 +69,7 @@ export const HOST_ARRAYS: ArrayPlaces = {
   release: (array) => array,
   drop() {},
   constant: (array) => array,
+  ahead() {},
 };
 
 /** Opened kernels. Which ones they are is public, and belongs in every log and measurement. */

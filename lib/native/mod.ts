@@ -25,6 +25,7 @@ export { ABI_VERSION } from "./signatures.ts";
 export type { Attempt } from "./library.ts";
 export {
   type ArrayPlaces,
+  type ComingArray,
   type InstructionSet,
   type Kernels,
   MAX_THREADS,

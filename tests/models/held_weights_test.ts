@@ -1,6 +1,6 @@
 import { afterAll, describe, expect, test } from "bun:test";
 import { join } from "node:path";
-import { InterruptedError } from "../../lib/errors.ts";
+import { CheckpointError, FormatError, InterruptedError } from "../../lib/errors.ts";
 import { type HeldWeights as Held, HeldWeights, modelFrom } from "../../lib/models/mod.ts";
 import { openKernels } from "../../lib/native/mod.ts";
 import { stopCheck } from "../../lib/progress.ts";
@@ -57,6 +57,35 @@ describe("held weights", () => {
     expect(held.bytes).toBe(0);
     take("a", 10);
     expect(read).toEqual(["a", "b", "a", "c", "a"]);
+  });
+
+  test("are read ahead into what is left, or in place of what is not needed", () => {
+    const held = new HeldWeights(30), { take } = reader(held), read: string[] = [];
+    const ahead = (name: string, bytes: number, needed: string) =>
+      held.takeAhead(name, bytes, () => void read.push(name), new Set(needed));
+    take("a", 10);
+    take("b", 10);
+    expect(ahead("a", 10, "ab")).toBe(take("a", 10));
+    expect(ahead("c", 10, "ab")).toBe(take("c", 10));
+    expect(ahead("d", 10, "abc")).toBe(undefined);
+    expect(ahead("d", 6, "")).toBe(undefined); // nothing of its size
+    const { buffer } = take("b", 10);
+    expect(ahead("d", 10, "ac")!.buffer).toBe(buffer);
+    expect([held.bytes, read]).toEqual([30, ["c", "d"]]);
+  });
+
+  test("that cannot be read ahead say so when they are needed; other faults are told at once", () => {
+    const held = new HeldWeights(30), path = "x";
+    const failing = (error: Error) => () => {
+      throw error;
+    };
+    for (const error of [new CheckpointError("gone", { path }), new FormatError("short", { path })]) {
+      expect(held.takeAhead("a", 10, failing(error), new Set())).toBe(undefined);
+      expect(() => held.take("a", 10, failing(error))).toThrow(error);
+    }
+    const stopped = new InterruptedError("Stopped by SIGINT", "SIGINT");
+    expect(() => held.takeAhead("a", 10, failing(stopped), new Set())).toThrow(stopped);
+    expect(held.bytes).toBe(0);
   });
 
   test("that could not be read are not there", () => {

@@ -15,14 +15,13 @@ import {
   type Stage,
   type StagedRun,
 } from "../layers/blockwise.ts";
-import { LoadedWeights } from "../layers/loaded_weights.ts";
+import { type BlockPass, LoadedWeights } from "../layers/loaded_weights.ts";
 import { shown } from "../model_config.ts";
 import type { LinearLayer, LoadOptions } from "../layers/tensors.ts";
 import { ditConfig } from "../configuration/dit.ts";
 import { DIT_KEYS } from "../configuration/keys.ts";
 import { type DitConfig, ditForwardCost, ditGradientCost } from "./config.ts";
 import {
-  type DitPass,
   embed,
   embedTimesteps,
   type ImageConditions,
@@ -112,7 +111,7 @@ export class DitModel extends LoadedWeights<DitConfig, DitParts> implements Bloc
   }
 
   #run(
-    pass: DitPass,
+    pass: BlockPass<DitConfig, DitParts>,
     call: ImageBatch,
     inspect?: (place: string, values: Float32Array) => void,
   ): Float32Array {
@@ -124,11 +123,13 @@ export class DitModel extends LoadedWeights<DitConfig, DitParts> implements Bloc
     const { arrays } = this.kernels;
     const output = heldPass(this.kernels, hidden, () => {
       for (const [index, { name }] of blocks.entries()) {
+        pass.begin(index, true);
         runBlock(pass, index, call, hidden);
         if (inspect === undefined) continue;
         inspect(name, arrays.release(hidden));
         arrays.hold(hidden);
       }
+      pass.begin(blocks.length, true);
       return runOutput(pass, call, hidden);
     });
     inspect?.(output2.name, output);
@@ -168,7 +169,10 @@ export class DitModel extends LoadedWeights<DitConfig, DitParts> implements Bloc
   runBlock(block: number, batch: ImageBatch, hidden: Float32Array<ArrayBuffer>, options: PassOptions): void {
     const pass = this.pass(options);
     embedTimesteps(pass, batch.timesteps);
-    heldPass(this.kernels, hidden, () => runBlock(pass, block, batch, hidden));
+    heldPass(this.kernels, hidden, () => {
+      pass.begin(block);
+      return runBlock(pass, block, batch, hidden);
+    });
   }
 
   *stagesOf(
@@ -181,7 +185,7 @@ export class DitModel extends LoadedWeights<DitConfig, DitParts> implements Bloc
     embedTimesteps(pass, batch.timesteps);
     const isOutput = block === this.parts.blocks.length;
     const run = isOutput ? stagesOfOutput(pass, batch, hidden) : stagesOfBlock(pass, block, batch, hidden);
-    return yield* heldStages(this.kernels, hidden, run);
+    return yield* heldStages(this.kernels, hidden, run, () => pass.begin(block));
   }
 
   finish(batch: ImageBatch, hidden: Float32Array, options: PassOptions): Float32Array {

@@ -1,7 +1,8 @@
 /** Models run block by block, with other weights and an observer of the layers' inputs where wanted. */
 import { WeightsError } from "../../errors.ts";
-import type { Kernels } from "../../native/mod.ts";
+import type { ComingArray, Kernels } from "../../native/mod.ts";
 import type { TimeParameters } from "../../time/mod.ts";
+import { readArrays } from "../../quant/packed/layout.ts";
 import type { Matrix } from "./linear.ts";
 import { shown } from "../model_config.ts";
 import type { EmbeddingTable, LinearLayer } from "./tensors.ts";
@@ -78,16 +79,22 @@ export function heldPass<Values extends Float32Array>(
   }
 }
 
-/** {@linkcode heldPass} with stops, at which all that a stop names is the host's. */
+/**
+ * {@linkcode heldPass} with stops, at which all that a stop names is the host's.
+ *
+ * @param begin called in front of the first stop and behind each
+ */
 export function* heldStages<Values extends Float32Array>(
   { arrays }: Kernels,
   hidden: Float32Array,
   run: StagedRun<Values>,
+  begin: () => void,
 ): StagedRun<Values> {
   let own: readonly Float32Array[] = [hidden];
   for (;;) {
     arrays.open();
     try {
+      begin();
       for (const array of own) arrays.hold(array);
       const { done, value } = run.next();
       if (done === true) {
@@ -124,6 +131,27 @@ export interface Blockwise<Batch> {
   ): StagedRun<Float32Array>;
   /** Logits or prediction from the last block's hidden states. Scratch: the next call overwrites it. */
   finish(batch: Batch, hidden: Float32Array, options: PassOptions): Float32Array;
+}
+
+/**
+ * What layers read of their weights: arrays of packed ones, and plain ones, which are read where there is
+ * memory beside those that are needed.
+ *
+ * @param needed names of matrices that stay
+ * @param isCopied whether kernels read a layer's weights as they are stored
+ */
+export function* comingArrays(
+  layers: readonly LinearLayer[],
+  needed: ReadonlySet<string>,
+  isCopied: (weights: Matrix) => boolean,
+): Generator<ComingArray, void> {
+  for (const { weights } of layers) {
+    const copies = isCopied(weights);
+    if (!("packed" in weights)) {
+      const { array, bytesRead } = weights.ahead?.(needed) ?? { array: weights.data, bytesRead: 0 };
+      yield { array: copies ? array : undefined, bytesRead };
+    } else if (copies) { for (const array of readArrays(weights)) yield { array, bytesRead: 0 }; }
+  }
 }
 
 /** The layer or table with other weights, where there are some for it. */

@@ -2,6 +2,7 @@
  * Matrices of a checkpoint that are read when they are first needed and let go when others need their memory:
  * of those of the same size, otherwise of all, the one that was not used for longest.
  */
+import { CheckpointError, FormatError } from "../../errors.ts";
 import { giveBack } from "../../quant/array_memory.ts";
 import { throwIfStopped } from "../../progress.ts";
 
@@ -39,13 +40,53 @@ export class HeldWeights {
       this.#held.set(name, known);
       return known;
     }
+    return this.#read(name, byteLength, read, this.#room(byteLength));
+  }
+
+  /**
+   * A matrix's bytes before they are needed: where they fit into the limit, or into the memory of a matrix
+   * that is not `needed`. One that cannot be read is left to {@linkcode take}, which says why.
+   *
+   * @param needed names of matrices that stay
+   */
+  takeAhead(
+    name: string,
+    byteLength: number,
+    read: ReadMatrix,
+    needed: ReadonlySet<string>,
+  ): Uint8Array<ArrayBuffer> | undefined {
+    const known = this.#held.get(name);
+    if (known !== undefined) return known;
+    const other = this.#fits(byteLength)
+      ? undefined
+      : [...this.#held].find(([own, { length }]) => length === byteLength && !needed.has(own));
+    if (other === undefined && !this.#fits(byteLength)) return undefined;
+    try {
+      return this.#read(name, byteLength, read, other && this.#letGo(...other));
+    } catch (error) {
+      if (error instanceof CheckpointError || error instanceof FormatError) return undefined;
+      throw error;
+    }
+  }
+
+  /** @param memory of a matrix that was let go */
+  #read(
+    name: string,
+    byteLength: number,
+    read: ReadMatrix,
+    memory: Uint8Array<ArrayBuffer> | undefined,
+  ): Uint8Array<ArrayBuffer> {
     throwIfStopped();
-    const bytes = new Uint8Array(this.#room(byteLength)?.buffer ?? new ArrayBuffer(byteLength));
+    const bytes = new Uint8Array(memory?.buffer ?? new ArrayBuffer(byteLength));
     read(bytes);
     this.#held.set(name, bytes);
     this.#bytes += byteLength;
     this.#bytesRead += byteLength;
     return bytes;
+  }
+
+  #fits(byteLength: number): boolean {
+    return this.#bytes + byteLength <= this.limitBytes;
   }
 
   /** Lets all matrices go: those that are needed again are read again. */
@@ -60,10 +101,10 @@ export class HeldWeights {
    * taken as it is, so that nothing waits to be collected.
    */
   #room(byteLength: number): Uint8Array<ArrayBuffer> | undefined {
-    if (this.#bytes + byteLength <= this.limitBytes) return undefined;
+    if (this.#fits(byteLength)) return undefined;
     for (const [name, bytes] of this.#held) if (bytes.length === byteLength) return this.#letGo(name, bytes);
     for (const [name, bytes] of this.#held) {
-      if (this.#bytes + byteLength <= this.limitBytes) return undefined;
+      if (this.#fits(byteLength)) return undefined;
       giveBack(this.#letGo(name, bytes));
     }
     return undefined;

@@ -1,7 +1,7 @@
 /** Linear layers of full or packed weights. */
 import { checkArray, checkCount, DTYPE_NUMBERS } from "../../native/call.ts";
 import * as native from "../../native/functions.ts";
-import type { Kernels } from "../../native/mod.ts";
+import type { ComingArray, Kernels } from "../../native/mod.ts";
 import {
   checkPackedTensor,
   isRotated,
@@ -26,6 +26,11 @@ export interface DenseMatrix {
   readonly data: Float32Array | Uint16Array;
   /** Reads values from an element on into memory that is given, where `data` would have to be read first. */
   readonly floats?: ((start: number, out: Floats) => void) | undefined;
+  /**
+   * `data` before it is needed, where it may have to be read; without it where that would take memory of
+   * matrices that are `needed`, by their names.
+   */
+  readonly ahead?: ((needed: ReadonlySet<string>) => ComingArray) | undefined;
 }
 
 /** Weights of a linear layer, full or packed. */

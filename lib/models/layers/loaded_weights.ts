@@ -1,9 +1,10 @@
 /** The weights of a loaded model of any family, and what runs their linear layers. */
-import type { Kernels } from "../../native/mod.ts";
+import type { ComingArray, Kernels } from "../../native/mod.ts";
 import type { TimeParameters } from "../../time/mod.ts";
 import type { ModelSource } from "../family.ts";
-import { type LayerObserver, type PassOptions, type Stage, withWeights } from "./blockwise.ts";
+import { comingArrays, type LayerObserver, type PassOptions, type Stage, withWeights } from "./blockwise.ts";
 import { IntegerProducts } from "./integer_products.ts";
+import type { Matrix } from "./linear.ts";
 import type { EmbeddingTable, LinearLayer, LoadOptions } from "./tensors.ts";
 import { TimeAwareLayers } from "./time_aware.ts";
 import { Workspace } from "./workspace.ts";
@@ -42,6 +43,17 @@ export interface Pass<Config, Parts> {
   ): void;
 }
 
+/** A pass of a whole model or of some of its blocks. */
+export interface BlockPass<Config, Parts> extends Pass<Config, Parts> {
+  /**
+   * A block is at work until the next one is: while a device is waited for, what the one behind it reads is
+   * read from the checkpoint and copied. Again where a stopped run goes on.
+   *
+   * @param isWhole whether the head comes behind the last block, and behind the head another pass
+   */
+  begin(block: number, isWhole?: boolean): void;
+}
+
 /** Base of the families' models. */
 export abstract class LoadedWeights<Config, Parts> {
   /** Path of the checkpoint, for messages. */
@@ -56,6 +68,7 @@ export abstract class LoadedWeights<Config, Parts> {
   protected readonly workspace: Workspace;
   protected readonly timeAware: TimeAwareLayers | undefined;
   readonly #products: IntegerProducts;
+  #blocks: ReadonlyMap<number, readonly Stage[]> | undefined;
 
   constructor(
     { path, config, kernels, tensors }: ModelSource<Config>,
@@ -104,8 +117,24 @@ export abstract class LoadedWeights<Config, Parts> {
     this.#products.release();
   }
 
+  /** What kernels read in the block that runs behind one. */
+  *#comingBehind(
+    block: number,
+    isWhole: boolean,
+    weights: PassOptions["weights"],
+    isCopied: (weights: Matrix) => boolean,
+  ): Generator<ComingArray, void> {
+    const blocks = this.#blocks ??= Map.groupBy(this.stages, ({ block }) => block);
+    const layersOf = (stages: readonly Stage[] = []) =>
+      stages.flatMap(({ layers }) => layers.map((layer) => withWeights(layer, weights)));
+    const after = block + 1, isInside = after < blocks.size - 1;
+    const next = layersOf(isInside || isWhole ? blocks.get(after % blocks.size) : []);
+    const needed = new Set([...layersOf(blocks.get(block)), ...next].map(({ name }) => name));
+    yield* comingArrays(next, needed, isCopied);
+  }
+
   /** @param tokens of an item; default all rows of a layer's input in equal parts */
-  protected pass({ observe, weights }: PassOptions, tokens?: number): Pass<Config, Parts> {
+  protected pass({ observe, weights }: PassOptions, tokens?: number): BlockPass<Config, Parts> {
     const { kernels, config, parts, workspace, timeAware } = this,
       products = this.#products,
       { arrays } = kernels;
@@ -113,7 +142,16 @@ export abstract class LoadedWeights<Config, Parts> {
       if (timeAware === undefined) return products.linear(withWeights(layer, weights), x, count, out);
       timeAware.linear(layer, arrays.release(x), count, arrays.release(out), positions, tokens);
     };
+    // Plain weights beside others are there to be solved for: kernels read what comes of it.
+    const isCopied = (own: Matrix) => "packed" in own || (weights === undefined && !products.roundsWeights);
+    const coming = new Map<number, Iterator<ComingArray>>();
+    const begin = (block: number, isWhole = false) => {
+      const own = coming.get(block) ?? this.#comingBehind(block, isWhole, weights, isCopied);
+      coming.set(block, own);
+      arrays.ahead(block, own);
+    };
     return {
+      begin,
       observe,
       run,
       kernels,

@@ -249,19 +249,25 @@ export class ModelTensors {
     const valuesOf = ({ buffer }: Uint8Array<ArrayBuffer>) =>
       dtype === "F32" ? new Float32Array(buffer) : new Uint16Array(buffer);
     const held = this.#held, { arrays } = this.#kernels;
-    const convert = (target: Uint8Array<ArrayBuffer>) => this.#convert(name, dtype, target);
+    const convert = (target: Uint8Array<ArrayBuffer>) => void this.#convert(name, dtype, target);
     if (held === undefined) {
       return { rows, cols, dtype, data: this.#kernels.arrays.constant(valuesOf(this.#convert(name, dtype))) };
     }
+    const viewOf = (bytes: Uint8Array<ArrayBuffer>) => {
+      const data = heldValues.get(bytes) ?? arrays.constant(valuesOf(bytes));
+      heldValues.set(bytes, data);
+      return data;
+    };
     return {
       rows,
       cols,
       dtype,
       get data() {
-        const bytes = held.take(name, byteLength, (target) => void convert(target));
-        const data = heldValues.get(bytes) ?? arrays.constant(valuesOf(bytes));
-        heldValues.set(bytes, data);
-        return data;
+        return viewOf(held.take(name, byteLength, convert));
+      },
+      ahead: (needed) => {
+        const { bytesRead } = held, bytes = held.takeAhead(name, byteLength, convert, needed);
+        return { array: bytes && viewOf(bytes), bytesRead: held.bytesRead - bytesRead };
       },
       floats: (start, out) =>
         void this.#convert(name, "F32", new Uint8Array(out.buffer, out.byteOffset, out.byteLength), start),

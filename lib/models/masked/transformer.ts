@@ -14,7 +14,7 @@ import {
   type Stage,
   type StagedRun,
 } from "../layers/blockwise.ts";
-import { LoadedWeights } from "../layers/loaded_weights.ts";
+import { type BlockPass, LoadedWeights } from "../layers/loaded_weights.ts";
 import { shown } from "../model_config.ts";
 import type { EmbeddingTable, LoadOptions } from "../layers/tensors.ts";
 import type { MaskedTransformerConfig } from "./config.ts";
@@ -27,12 +27,7 @@ import {
   stageOfHead,
   stagesOfBlock,
 } from "./forward.ts";
-import {
-  readTransformerParts,
-  type TransformerNames,
-  type TransformerParts,
-  type TransformerPass,
-} from "./weights.ts";
+import { readTransformerParts, type TransformerNames, type TransformerParts } from "./weights.ts";
 
 export interface ForwardOptions extends PassOptions {
   /** `u8[batch, tokens]`, 0 where a token is padding: nothing attends to it, and it has no position. */
@@ -89,7 +84,7 @@ export class MaskedTransformer extends LoadedWeights<MaskedTransformerConfig, Tr
   }
 
   #run(
-    pass: TransformerPass,
+    pass: BlockPass<MaskedTransformerConfig, TransformerParts>,
     inputIds: Int32Array,
     call: SequenceCall,
     inspect?: (place: string, values: Float32Array) => void,
@@ -101,11 +96,13 @@ export class MaskedTransformer extends LoadedWeights<MaskedTransformerConfig, Tr
     const logits = heldPass(this.kernels, first, () => {
       let hidden = first;
       for (const [index, { name }] of blocks.entries()) {
+        pass.begin(index, true);
         hidden = runBlock(pass, index, call, hidden);
         if (inspect === undefined) continue;
         inspect(name, arrays.release(hidden));
         arrays.hold(hidden);
       }
+      pass.begin(blocks.length, true);
       return runHead(pass, hidden, call.rows);
     });
     inspect?.(head.name, logits);
@@ -197,7 +194,11 @@ export class MaskedTransformer extends LoadedWeights<MaskedTransformerConfig, Tr
     options: PassOptions,
   ): void {
     const call = { ...this.#call(batch), isWatched: options.observe !== undefined };
-    heldPass(this.kernels, hidden, () => runBlock(this.pass(options, call.tokens), block, call, hidden));
+    heldPass(this.kernels, hidden, () => {
+      const pass = this.pass(options, call.tokens);
+      pass.begin(block);
+      return runBlock(pass, block, call, hidden);
+    });
   }
 
   stagesOf(
@@ -209,7 +210,7 @@ export class MaskedTransformer extends LoadedWeights<MaskedTransformerConfig, Tr
     const call = { ...this.#call(batch), isWatched: true }, pass = this.pass(options, call.tokens);
     const isHead = block === this.parts.blocks.length;
     const run = isHead ? stageOfHead(pass, hidden, undefined) : stagesOfBlock(pass, block, call, hidden);
-    return heldStages(this.kernels, hidden, run);
+    return heldStages(this.kernels, hidden, run, () => pass.begin(block));
   }
 
   finish({ inputIds, batch }: SequenceBatch, hidden: Float32Array, options: PassOptions): Float32Array {

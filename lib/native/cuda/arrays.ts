@@ -1,5 +1,5 @@
 /** Copies of the host's arrays on a device: for a call, while they are held, or for good. */
-import type { ArrayPlaces } from "../kernels.ts";
+import type { ArrayPlaces, ComingArray } from "../kernels.ts";
 import type { DeviceBuffer, DeviceMemory } from "./memory.ts";
 
 type View = ArrayBufferView<ArrayBufferLike>;
@@ -16,7 +16,14 @@ interface Held {
 /** The copy of an array that does not change. */
 interface Constant {
   buffer: DeviceBuffer | undefined;
+  /** Whether there was a copy before. */
+  wasCopied: boolean;
+  /** The last block that reads it, counted as blocks come to work. */
+  block: number;
 }
+
+/** Bytes that are read or copied in one wait: much more would take longer than what is waited for. */
+const AHEAD_BYTES = 2 ** 26;
 
 /** Where parts of a held buffer may begin, in bytes: kernels read as much at once. */
 const PART_ALIGNMENT = 16;
@@ -35,7 +42,12 @@ export class DeviceArrays implements ArrayPlaces {
   /** Buffers of the present call. */
   readonly #borrowed: DeviceBuffer[] = [];
   readonly #used = new Set<Constant>();
-
+  /** What the next block reads, while a pass is open. */
+  #coming: Iterator<ComingArray> | undefined;
+  /** The block at work: as its model counts, and how many came to work. */
+  #block = { own: -1, count: 0 };
+  /** Whether the device may be at work. */
+  #isWorking = false;
   #isOpen = false;
 
   constructor(readonly memory: DeviceMemory) {}
@@ -56,23 +68,66 @@ export class DeviceArrays implements ArrayPlaces {
   release<T extends View>(array: T): T {
     const held = this.#held.get(array.buffer);
     if (held === undefined) return array;
-    if (held.isDeviceNewer) this.memory.download(held.buffer!.handle, array, array.byteOffset);
+    if (held.isDeviceNewer) {
+      if (this.#isWorking) this.#takeAhead();
+      this.#download(held.buffer!.handle, array, array.byteOffset);
+    }
     this.#letGo(array.buffer, held);
     return array;
   }
 
   drop(): void {
     this.#isOpen = false;
+    this.#coming = undefined;
     for (const [buffer, held] of this.#held) this.#letGo(buffer, held);
   }
 
   constant<T extends View>(array: T): T {
     if (!this.#constants.has(array) && array.byteLength > 0) {
-      const constant = { buffer: undefined };
+      const constant = { buffer: undefined, wasCopied: false, block: 0 };
       this.#constants.set(array, constant);
       this.#gone.register(array, constant);
     }
     return array;
+  }
+
+  ahead(block: number, coming: Iterator<ComingArray>): void {
+    if (block !== this.#block.own) this.#block = { own: block, count: this.#block.count + 1 };
+    this.#coming = coming;
+  }
+
+  /** Begins copies of what comes next, while the device works. */
+  #takeAhead(): void {
+    for (let bytes = 0; bytes < AHEAD_BYTES && this.#coming !== undefined;) {
+      const { done, value } = this.#coming.next();
+      if (done === true) this.#coming = undefined;
+      else bytes += Math.max(value.bytesRead, value.array === undefined ? 0 : this.#copyAhead(value.array));
+    }
+  }
+
+  /** Begins a copy where what the present block and the next one read leaves room; bytes that it takes. */
+  #copyAhead(array: View): number {
+    const constant = this.#constants.get(array);
+    if (constant === undefined) return 0;
+    this.#touch(constant, this.#block.count + 1);
+    if (constant.buffer !== undefined) return 0;
+    const buffer = this.#borrow(array.byteLength, constant, (other) => this.#isOfBlock(other));
+    if (buffer === undefined) return 0;
+    this.#copy(array, constant, buffer);
+    return array.byteLength;
+  }
+
+  #copy(array: View, constant: Constant, buffer: DeviceBuffer): void {
+    constant.buffer = buffer;
+    constant.wasCopied = true;
+    this.#copied.add(constant);
+    this.memory.upload(array, buffer.handle);
+  }
+
+  /** A copy, if there is one, was used last. */
+  #touch(constant: Constant, block: number): void {
+    constant.block = Math.max(constant.block, block);
+    if (this.#copied.delete(constant)) this.#copied.add(constant);
   }
 
   /** Whether any array is held. */
@@ -91,22 +146,23 @@ export class DeviceArrays implements ArrayPlaces {
     const constant = isWritten ? undefined : this.#constants.get(array);
     if (constant !== undefined) {
       this.#used.add(constant);
-      this.#copied.delete(constant);
-      this.#copied.add(constant);
+      this.#touch(constant, this.#block.count);
       if (constant.buffer !== undefined) return constant.buffer.handle;
     }
-    const buffer = this.#borrow(array.byteLength);
+    const buffer = this.#borrow(array.byteLength, constant);
     if (buffer === undefined) return undefined;
-    if (constant === undefined) this.#borrowed.push(buffer);
-    else constant.buffer = buffer;
-    if (isRead) this.memory.upload(array, buffer.handle);
+    if (constant !== undefined) this.#copy(array, constant, buffer);
+    else {
+      this.#borrowed.push(buffer);
+      if (isRead) this.memory.upload(array, buffer.handle);
+    }
     return buffer.handle;
   }
 
   /** After a call that wrote an array: held ones stay, others come back. */
   wrote(array: View, handle: bigint): void {
     const held = this.#held.get(array.buffer);
-    if (held === undefined || !isPart(array)) this.memory.download(handle, array);
+    if (held === undefined || !isPart(array)) this.#download(handle, array);
     else held.isDeviceNewer = true;
   }
 
@@ -114,27 +170,54 @@ export class DeviceArrays implements ArrayPlaces {
   finish(): void {
     for (const buffer of this.#borrowed.splice(0)) this.memory.giveBack(buffer);
     this.#used.clear();
+    this.#isWorking = true;
+  }
+
+  /** Waits for all work. */
+  #download(handle: bigint, into: View, offset = 0): void {
+    this.memory.download(handle, into, offset);
+    this.#isWorking = false;
   }
 
   /** Before the host reads or writes an array that may be held, which it stays. */
   toHost(array: View, isWritten: boolean): void {
     const held = this.#held.get(array.buffer);
     if (held === undefined) return;
-    if (held.isDeviceNewer) this.memory.download(held.buffer!.handle, new Uint8Array(array.buffer));
+    if (held.isDeviceNewer) this.#download(held.buffer!.handle, new Uint8Array(array.buffer));
     held.isDeviceNewer = false;
     held.isHostNewer ||= isWritten;
   }
 
-  /** A buffer; copies of arrays that do not change make room, those first that were not used for longest. */
-  #borrow(bytes: number): DeviceBuffer | undefined {
+  /**
+   * A buffer; copies of arrays that do not change make room, those first that were not used for longest. For
+   * one whose own copy was dropped before it is the other way round: who reads all again and again finds
+   * those that stay, and not each one gone just before its turn.
+   */
+  #borrow(
+    bytes: number,
+    wanted?: Constant,
+    isNeeded = (constant: Constant) => this.#used.has(constant),
+  ): DeviceBuffer | undefined {
     let buffer = this.memory.borrow(bytes);
-    for (const constant of this.#copied) {
-      if (buffer !== undefined) break;
-      if (this.#used.has(constant)) continue;
+    if (buffer !== undefined) return buffer;
+    for (const constant of wanted?.wasCopied === true ? this.#newestFirst() : [...this.#copied]) {
+      if (isNeeded(constant)) continue;
       this.#forget(constant);
       buffer = this.memory.borrow(bytes);
+      if (buffer !== undefined) break;
     }
     return buffer;
+  }
+
+  /** Whether the block at work or the next one reads it. */
+  #isOfBlock({ block }: Constant): boolean {
+    return block >= this.#block.count;
+  }
+
+  /** Copies in the order of their last use, the last first; behind them those of the block at work. */
+  #newestFirst(): Constant[] {
+    const all = [...this.#copied].reverse();
+    return [...all.filter((own) => !this.#isOfBlock(own)), ...all.filter((own) => this.#isOfBlock(own))];
   }
 
   /** Makes room for the scratch of a kernel: nothing stays but what the present call reads. */
