@@ -83,6 +83,7 @@ extern aq_levels_function aq_levels_2_neon, aq_levels_3_neon;
 #endif
 #if defined(AQ_BUILD_SIMD128)
 AQ_DECLARE(simd128)
+extern aq_levels_function aq_levels_2_simd128, aq_levels_3_simd128;
 #endif
 
 static const aq_kernels slots[] = {
@@ -102,7 +103,7 @@ static const aq_kernels slots[] = {
     [AQ_ISA_NEON_DOT] = AQ_SLOT(has_byte_dot, neon, neon_dot, scalar, neon),
 #endif
 #if defined(AQ_BUILD_SIMD128)
-    [AQ_ISA_SIMD128] = AQ_SLOT(always, simd128, simd128, scalar, tables),
+    [AQ_ISA_SIMD128] = AQ_SLOT(always, simd128, simd128, scalar, simd128),
 #endif
 };
 

@@ -110,7 +110,7 @@ export function nativePlan(platform: string, architecture: string): BuildPlan {
 
 /** The plan of the embedded WebAssembly module: one command, clang and lld. */
 export const WASM_PLAN: BuildPlan = {
-  units: unitsOf([...COMMON_SOURCES, "isa/simd128.c", "int8/simd128.c"]),
+  units: unitsOf([...COMMON_SOURCES, "isa/simd128.c", "int8/simd128.c", "trellis/simd128.c"]),
   flags: [
     ...COMMON_FLAGS,
     "--target=wasm32",

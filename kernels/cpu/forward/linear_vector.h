@@ -360,9 +360,12 @@ AQ_INLINE void levels_row(const aq_linear_job *job, const vf *x, const float *su
     vf sum[4] = {{0}, {0}, {0}, {0}};
     size_t vectors = (aq_min_size(size, left) + AQ_W - 1) / AQ_W; /* behind the row's end x is 0 */
     left -= aq_min_size(size, left);
-    for (; vectors >= 4; vectors -= 4, from += 4 * AQ_W, x += 4)
+    for (; vectors >= 4; vectors -= 4, from += 4 * AQ_W, x += 4) {
+      vf four[4];
+      v_load_four_levels(from, four);
 #pragma GCC unroll 4
-      for (int k = 0; k < 4; k++) sum[k] = v_fma(v_load_levels(from + k * AQ_W), x[k], sum[k]);
+      for (int k = 0; k < 4; k++) sum[k] = v_fma(four[k], x[k], sum[k]);
+    }
     for (; vectors > 0; vectors--, from += AQ_W, x++) sum[0] = v_fma(v_load_levels(from), *x, sum[0]);
     total = v_fma(v_splat(scales[group] * AQ_TRELLIS_UNIT), (sum[0] + sum[1]) + (sum[2] + sum[3]), total);
     shift += offsets[group] * sums[group];

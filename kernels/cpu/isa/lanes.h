@@ -61,6 +61,12 @@ AQ_INLINE void v_narrow(uint16_t *p, vu bits) {
 }
 #endif
 
+#if !defined(AQ_OWN_FOUR_LEVELS)
+AQ_INLINE void v_load_four_levels(const int8_t *p, vf out[4]) {
+  for (int i = 0; i < 4; i++) out[i] = v_load_levels(p + i * AQ_W);
+}
+#endif
+
 #if !defined(AQ_OWN_LOOKUP)
 /* Numbers of a table. */
 AQ_INLINE vf v_lookup(const float *table, vu at) {

@@ -21,6 +21,13 @@ typedef int32_t vi __attribute__((vector_size(16)));
 typedef uint32_t vu __attribute__((vector_size(16)));
 typedef double vd __attribute__((vector_size(16)));
 
+/* A constant that is loaded once: engines would make it anew where it is used, and clang 14 would take
+ * products with known powers of two apart into shifts of each number. */
+AQ_INLINE v128_t v_kept(v128_t constant) {
+  __asm__("" : "+r"(constant));
+  return constant;
+}
+
 AQ_INLINE vf v_min(vf a, vf b) { return (vf)wasm_f32x4_pmin((v128_t)a, (v128_t)b); }
 AQ_INLINE vf v_max(vf a, vf b) { return (vf)wasm_f32x4_pmax((v128_t)a, (v128_t)b); }
 AQ_INLINE vf v_round(vf x) { return (vf)wasm_f32x4_nearest((v128_t)x); }
@@ -124,6 +131,16 @@ AQ_INLINE vf v_load_levels(const int8_t *p) {
   /* as in v_unpack: clang 14 would convert them one by one */
   const v128_t wide = wasm_u32x4_extend_low_u16x8(wasm_u16x8_extend_low_u8x16(above));
   return (vf)((vu)wide | 0x4b000000u) - (8388608.0f + 128.0f);
+}
+
+#define AQ_OWN_FOUR_LEVELS
+AQ_INLINE void v_load_four_levels(const int8_t *p, vf out[4]) {
+  const v128_t above = wasm_v128_xor(wasm_v128_load(p), wasm_i8x16_splat(-128));
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    const v128_t place = v_kept((v128_t)((vu){0xffffff00u, 0xffffff01u, 0xffffff02u, 0xffffff03u} + 4u * (uint32_t)i));
+    out[i] = (vf)((vu)wasm_i8x16_swizzle(above, place) | 0x4b000000u) - (8388608.0f + 128.0f);
+  }
 }
 
 /* Four bytes into lanes, and numbers up to 255 back; four times 12 bits from a byte boundary into lanes, with

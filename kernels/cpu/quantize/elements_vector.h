@@ -339,7 +339,15 @@ AQ_INLINE void dequantize_levels(const aq_packed_view *view, size_t row, size_t 
     for (size_t group = 0, i = 0; group < count; group++) {
       const vf scale = v_splat(scales[group] * AQ_TRELLIS_UNIT), offset = v_splat(offsets[group]);
       const size_t end = aq_min_size(m, i + size);
+      for (; i + 4 * AQ_W <= end; i += 4 * AQ_W) {
+        vf weights[4];
+        v_load_four_levels(levels + i, weights);
 #pragma GCC unroll 4
+        for (int k = 0; k < 4; k++) {
+          weights[k] = v_fma(weights[k], scale, offset);
+          AQ_STORE(stream, out + i + k * AQ_W, weights[k]);
+        }
+      }
       for (; i + AQ_W <= end; i += AQ_W) {
         const vf weights = v_fma(v_load_levels(levels + i), scale, offset);
         AQ_STORE(stream, out + i, weights);
