@@ -74,12 +74,11 @@ AQ_INLINE void copy_end(const uint8_t *from, size_t n, int32_t bits, uint8_t *to
   if (used % 8) to[bytes - 1] &= (uint8_t)((1u << used % 8) - 1);
 }
 
-/* Codes of n levels from column col of a row on, and zeros behind them up to `end`; what lies behind that up
- * to the next multiple of 128 is written as well. */
-AQ_INLINE void level_codes(const aq_packed_view *view, size_t row, size_t col, size_t n, size_t end, uint8_t *out) {
+AQ_INLINE vi codes_of_levels(vi levels) { return (levels & 0x7f7f7f7f) ^ 0x40404040; }
+
+/* Levels of n columns of a row from column col on, as bytes; up to AQ_LEVELS_BEHIND more are written. */
+AQ_INLINE void row_levels(const aq_packed_view *view, size_t row, size_t col, size_t n, uint8_t *out) {
   view->levels((const uint8_t *)(view->packed + row * view->words), 4 * view->words, col, n, (int8_t *)out);
-  for (size_t i = 0; i < n; i += AQ_QUADS) v_store_int(out + i, (v_load_int(out + i) & 0x7f7f7f7f) ^ 0x40404040);
-  __builtin_memset(out + n, 0, end - n);
 }
 
 /* Activations -------------------------------------------------------------------------------------------- */
@@ -118,12 +117,12 @@ static int encode(const float *x, size_t n, float scale, float zero_point, float
 
 /* Many tokens -------------------------------------------------------------------------------------------- */
 
-/* Two panels, and of each of their rows and segments scale, zero point and sum of codes. */
+/* Two panels, and of each of their rows and segments scale, zero point and sum of codes; of trellis codes the
+ * offset in place of the zero point and the sum of levels. */
 typedef struct {
   vi codes[2][AQ_PANEL_STEPS];
   vf scale[AQ_MOST_SEGMENTS][2], zero[AQ_MOST_SEGMENTS][2], sum[AQ_MOST_SEGMENTS][2];
-  vf offset[AQ_MOST_SEGMENTS][2]; /* of trellis codes */
-  int has_offsets;
+  int are_levels;
 } panels;
 
 /* Tokens of a tile: their codes less AQ_OFFSET as bytes or 16-bit numbers, zeros behind the end. */
@@ -134,6 +133,7 @@ typedef struct {
   } x;
   float zero[AQ_TOKENS];                  /* zero point less AQ_OFFSET */
   float sum[AQ_MOST_SEGMENTS][AQ_TOKENS]; /* of codes less zero point */
+  int32_t start[AQ_MOST_SEGMENTS][AQ_TOKENS]; /* what makes products with codes of levels those with levels */
 } tokens_tile;
 
 /* Codes of row `row`, columns [col, col + k), as bytes, zeros up to a multiple of AQ_QUADS. */
@@ -152,23 +152,26 @@ AQ_INLINE void fill_rows(const aq_linear_job *job, size_t row, size_t n, size_t 
   _Alignas(64) uint8_t bytes[AQ_W][AQ_KC];
   for (size_t lane = 0; lane < AQ_W; lane++) {
     const size_t from = row + aq_min_size(lane, n - 1);
-    if (bits == AQ_LEVEL_BITS)
-      level_codes(&job->view, from, col, k, (k + AQ_QUADS - 1) / AQ_QUADS * AQ_QUADS, bytes[lane]);
-    else
+    if (bits == AQ_LEVEL_BITS) {
+      row_levels(&job->view, from, col, k, bytes[lane]);
+      __builtin_memset(bytes[lane] + k, 0, (k + AQ_QUADS - 1) / AQ_QUADS * AQ_QUADS - k);
+    } else {
       unpack_bytes(&job->view, from, col, k, bits, bytes[lane]);
+    }
   }
   vf r[AQ_W];
   if (!AQ_PAIRS(bits)) {
     for (size_t i = 0; i < k; i += AQ_QUADS) {
       for (int lane = 0; lane < AQ_W; lane++) __builtin_memcpy(&r[lane], bytes[lane] + i, sizeof r[lane]);
       v_transpose(r);
-      for (size_t j = 0; j < AQ_W; j++) panel[i / 4 + j] = (vi)r[j];
+      for (size_t j = 0; j < AQ_W; j++) panel[i / 4 + j] = bits == AQ_LEVEL_BITS ? codes_of_levels((vi)r[j]) : (vi)r[j];
     }
     return;
   }
   uint16_t wide[AQ_W][AQ_KC];
   for (int lane = 0; lane < AQ_W; lane++)
-    for (size_t i = 0; i < AQ_KC; i++) wide[lane][i] = bytes[lane][i];
+    for (size_t i = 0; i < AQ_KC; i++)
+      wide[lane][i] = bits == AQ_LEVEL_BITS ? (bytes[lane][i] & 0x7f) ^ AQ_LEVEL_ZERO : bytes[lane][i];
   for (size_t i = 0; i < (k + AQ_QUADS - 1) / AQ_QUADS * AQ_QUADS; i += 2 * AQ_W) {
     for (int lane = 0; lane < AQ_W; lane++) __builtin_memcpy(&r[lane], wide[lane] + i, sizeof r[lane]);
     v_transpose(r);
@@ -187,7 +190,7 @@ AQ_INLINE void fill_panel(const aq_linear_job *job, size_t row, size_t n, size_t
   const size_t size = aq_segment_cols(view), segments = (k - 1) / size + 1, step = AQ_PAIRS(bits) ? 2 : 4;
   const size_t first = view->groups == 1 ? 0 : col / size;
   fill_rows(job, row, n, col, k, bits, p->codes[v]);
-  p->has_offsets = bits == AQ_LEVEL_BITS;
+  p->are_levels = bits == AQ_LEVEL_BITS;
   const vi ones = AQ_PAIRS(bits) ? (vi){0} + 0x00010001 : v_splat_bytes(1);
   for (size_t s = 0; s < segments; s++) {
     uint16_t scale[AQ_W], zero[AQ_W];
@@ -197,16 +200,14 @@ AQ_INLINE void fill_panel(const aq_linear_job *job, size_t row, size_t n, size_t
       zero[lane] = view->zero_point ? view->zero_point[group] : 0;
     }
     p->scale[s][v] = v_load_half(scale);
+    p->zero[s][v] = view->zero_point ? v_load_half(zero) : (vf){0} + (float)(1 << (bits - 1));
+    vi sum = {0};
+    const size_t begin = s * size / step, end = aq_min_size((s + 1) * size, (k + step - 1) / step * step) / step;
+    for (size_t i = begin; i < end; i++) sum = dot_step(sum, p->codes[v][i], ones, bits);
     if (bits == AQ_LEVEL_BITS) {
       p->scale[s][v] = p->scale[s][v] * AQ_TRELLIS_UNIT;
-      p->offset[s][v] = v_load_half(zero);
-      p->zero[s][v] = (vf){0} + (float)AQ_LEVEL_ZERO;
-    } else {
-      p->zero[s][v] = view->zero_point ? v_load_half(zero) : (vf){0} + (float)(1 << (bits - 1));
+      sum = sum - AQ_LEVEL_ZERO * (int32_t)(step * (end - begin));
     }
-    vi sum = {0};
-    const size_t end = aq_min_size((s + 1) * size, (k + step - 1) / step * step) / step;
-    for (size_t i = s * size / step; i < end; i++) sum = dot_step(sum, p->codes[v][i], ones, bits);
     p->sum[s][v] = __builtin_convertvector(sum, vf);
   }
 }
@@ -238,11 +239,13 @@ AQ_INLINE void fill_tile(const aq_linear_job *job, size_t t, size_t m, size_t co
       if (i < m)
         for (size_t c = begin; c < end; c++) sum += from[c];
       tile->sum[s][i] = i < m ? (float)(sum - (int32_t)(end - begin) * zero) : 0.0f;
+      tile->start[s][i] = i < m ? -AQ_LEVEL_ZERO * (sum - (int32_t)(end - begin) * AQ_OFFSET) : 0;
     }
   }
 }
 
-/* sums[i] += scale (I - zero A) over the segments of k columns, for m tokens and both panels. */
+/* sums[i] += scale (I - zero A), of levels scale I + offset A, over the segments of k columns, for m tokens
+ * and both panels. */
 AQ_INLINE void tile_of(const int m, const int32_t bits, const tokens_tile *tile, const panels *p, size_t size, size_t k,
                        vf sums[AQ_TOKENS][2]) {
   const size_t step = AQ_PAIRS(bits) ? 2 : 4, steps = (k + step - 1) / step;
@@ -251,7 +254,7 @@ AQ_INLINE void tile_of(const int m, const int32_t bits, const tokens_tile *tile,
   for (size_t s = 0, at = 0; at < steps; s++) {
     vi acc[AQ_TOKENS][2];
 #pragma GCC unroll 16
-    for (int i = 0; i < m; i++) acc[i][0] = acc[i][1] = (vi){0};
+    for (int i = 0; i < m; i++) acc[i][0] = acc[i][1] = (vi){0} + (p->are_levels ? tile->start[s][i] : 0);
     for (const size_t end = aq_min_size(steps, at + size / step); at < end; at++) {
       const vi w0 = p->codes[0][at], w1 = p->codes[1][at];
 #pragma GCC unroll 16
@@ -270,8 +273,7 @@ AQ_INLINE void tile_of(const int m, const int32_t bits, const tokens_tile *tile,
         /* exact, fused or not: all three are whole numbers below 2^24 */
         const vf products = v_fma(-zero, p->sum[s][v], __builtin_convertvector(acc[i][v], vf));
         const vf shift = p->zero[s][v] * sum;
-        vf term = p->scale[s][v] * (products - shift);
-        if (p->has_offsets) term = term + p->offset[s][v] * sum;
+        const vf term = p->are_levels ? p->scale[s][v] * products + shift : p->scale[s][v] * (products - shift);
         sums[i][v] = sums[i][v] + term;
       }
     }
@@ -487,10 +489,11 @@ static void row_terms(const aq_packed_view *view, size_t row, const vector_block
   const uint8_t *from = (const uint8_t *)(view->packed + row * view->words) + b->col / 8 * bits;
   const size_t group = row * view->groups + b->group;
   const vf middle = (vf){0} + (float)(1 << (bits - 1));
-  _Alignas(64) uint8_t codes_of_levels[AQ_VECTOR_COLS + AQ_QUADS];
+  _Alignas(64) uint8_t level_codes[AQ_VECTOR_COLS + AQ_QUADS];
   if (view->levels) {
-    level_codes(view, row, b->col, b->n, b->n, codes_of_levels);
-    from = codes_of_levels;
+    row_levels(view, row, b->col, b->n, level_codes);
+    for (size_t i = 0; i < b->n; i += AQ_QUADS) v_store_int(level_codes + i, codes_of_levels(v_load_int(level_codes + i)));
+    from = level_codes;
   }
   for (size_t s = 0; s < b->segments; s += AQ_W) {
     const uint8_t *codes = from + s * size / 8 * bits;
