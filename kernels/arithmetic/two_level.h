@@ -154,6 +154,23 @@ AQ_FUNCTION float aq_fit_super(const float *values, const float *weights, size_t
   return super > AQ_HALF_MIN ? super : AQ_HALF_MIN;
 }
 
+/* The step nearest to given real values of a superblock's groups, weighted, or equally where weights are
+ * null; with the sign of their weighted sum, because codes have none. Their codes; of a value with the other
+ * sign 0. */
+AQ_FUNCTION float aq_fit_levels(const float *given, const float *given_weights, size_t n, float sub_max,
+                                uint8_t codes[AQ_SUPER_GROUPS]) {
+  float values[AQ_SUPER_GROUPS], weights[AQ_SUPER_GROUPS], total = 0.0f;
+  for (size_t i = 0; i < n; i++) {
+    weights[i] = given_weights ? given_weights[i] : 1.0f;
+    total += weights[i] * given[i];
+  }
+  const float sign = total < 0.0f ? -1.0f : 1.0f;
+  for (size_t i = 0; i < n; i++) values[i] = given[i] * sign;
+  const float step = aq_fit_super(values, weights, n, sub_max);
+  for (size_t i = 0; i < n; i++) codes[i] = (uint8_t)aq_nearest_code(values[i], step, sub_max);
+  return step * sign;
+}
+
 /* The two steps of a superblock. */
 typedef struct {
   float scale, minimum;

@@ -95,6 +95,20 @@ AQ_API int32_t aq_cuda_quantize_two_level(aq_cuda_buffer weights, int32_t dtype,
                                           aq_cuda_buffer sub_scale, aq_cuda_buffer sub_min, aq_cuda_buffer super_scale,
                                           aq_cuda_buffer super_min, aq_cuda_stream stream);
 
+/* aq_fit_two_level, to the bit; group_weights 0: all ones. Waits. */
+AQ_API int32_t aq_cuda_fit_two_level(aq_cuda_buffer scale, aq_cuda_buffer minimum, aq_cuda_buffer group_weights,
+                                     size_t rows, size_t cols, size_t group_size, int32_t scale_bits,
+                                     aq_cuda_buffer sub_scale, aq_cuda_buffer sub_min, aq_cuda_buffer super_scale,
+                                     aq_cuda_buffer super_min, aq_cuda_stream stream);
+
+/* aq_quantize_symmetric_levels, to the bit; handles may be 0 where pointers may be null. Waits. */
+AQ_API int32_t aq_cuda_quantize_symmetric_levels(aq_cuda_buffer weights, int32_t dtype, aq_cuda_buffer scale,
+                                                 aq_cuda_buffer column_weights, size_t rows, size_t cols, int32_t bits,
+                                                 size_t group_size, int32_t scale_bits, aq_cuda_buffer packed,
+                                                 aq_cuda_buffer sub_scale, aq_cuda_buffer sub_min,
+                                                 aq_cuda_buffer super_scale, aq_cuda_buffer super_min,
+                                                 aq_cuda_stream stream);
+
 /* aq_dequantize, to the bit. zero_point 0: symmetric. */
 AQ_API int32_t aq_cuda_dequantize(aq_cuda_buffer packed, aq_cuda_buffer scale, aq_cuda_buffer zero_point, size_t rows,
                                   size_t cols, int32_t bits, size_t group_size, aq_cuda_buffer out, int32_t dtype,

@@ -204,6 +204,7 @@ static void run_shapes(void) {
 #include "cuda/forward.h"
 #include "cuda/dequantize.h"
 #include "cuda/int8.h"
+#include "cuda/levels.h"
 #include "cuda/trellis.h"
 #include "cuda/trellis_solver.h"
 #include "cuda/backward.h"
@@ -254,6 +255,7 @@ int main(int argc, char **argv) {
   run_forward();
   run_dequantize();
   run_int8();
+  run_levels();
   run_trellis_shapes();
   run_trellis_solvers();
   run_backward();

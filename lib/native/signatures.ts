@@ -97,6 +97,8 @@ export const CUDA_SIGNATURES = {
   aq_cuda_quantize_round: "handle i32 usize usize i32 usize i32 handle handle handle handle",
   aq_cuda_quantize_clip: "handle i32 usize usize i32 usize i32 handle handle handle handle handle",
   aq_cuda_quantize_two_level: "handle i32 usize usize i32 usize i32 i32 handle handle handle handle handle handle handle",
+  aq_cuda_fit_two_level: "handle handle handle usize usize usize i32 handle handle handle handle handle",
+  aq_cuda_quantize_symmetric_levels: "handle i32 handle handle usize usize i32 usize i32 handle handle handle handle handle handle",
   aq_cuda_dequantize: "handle handle handle usize usize i32 usize handle i32 handle",
   aq_cuda_dequantize_two_level: "handle handle handle handle handle usize usize i32 usize i32 handle i32 handle",
   aq_cuda_dequantize_trellis: "handle handle handle usize usize i32 usize handle i32 handle",

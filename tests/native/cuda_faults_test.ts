@@ -8,11 +8,22 @@ import { CUDA_SIGNATURES, SIGNATURES } from "../../lib/native/signatures.ts";
 import { dequantize, quantize } from "../../lib/quant/mod.ts";
 import { IntegerProducts } from "../../lib/models/layers/integer_products.ts";
 import { takesIntegers } from "../../lib/models/layers/int8.ts";
+import { fitTwoLevel } from "../../lib/quant/packed/two_level.ts";
 import { linear } from "../../lib/models/layers/linear.ts";
 import { factorMoments } from "../../lib/quant/solvers/factored_moment.ts";
 import { emptyMoments } from "../../lib/quant/solvers/moments.ts";
 import { solveLayer } from "../../lib/quant/solvers/solve_layer.ts";
 import { answered, device, E_MEMORY, LOST } from "./_cuda.ts";
+
+/** Two levels of scales on a symmetric grid, and for given scales. */
+function twoLevels(kernels: Kernels, weights: Float32Array, rows: number, cols: number): unknown[] {
+  const grid = { bits: 3, groupSize: 16, zeroPoint: "symmetric", scaleBits: 8, solver: "round" } as const;
+  const scales = new Float32Array(rows * cols / 16).fill(1), shape = { rows, cols, groupSize: 16 } as const;
+  return [
+    quantize(kernels, { data: weights, dtype: "F32" }, rows, cols, grid),
+    fitTwoLevel(kernels, { ...shape, scaleBits: 4 }, scales, scales),
+  ];
+}
 
 /** Calls of all kinds: with arrays for the call, constant ones, held ones, copies ahead; their results. */
 function work(kernels: Kernels): unknown[] {
@@ -41,7 +52,13 @@ function work(kernels: Kernels): unknown[] {
   });
   kernels.arrays.drop();
   const again = linear(kernels, { weights: { rows, cols, dtype: "F32", data: coming[1]! } }, x, tokens);
-  return [dequantize(kernels, packed), solveLayer(kernels, "feedback", problem), integers, held, again];
+  return [
+    [dequantize(kernels, packed), ...twoLevels(kernels, weights, rows, cols)],
+    solveLayer(kernels, "feedback", problem),
+    integers,
+    held,
+    again,
+  ];
 }
 
 describe("faults of a device", () => {

@@ -1,10 +1,11 @@
 import { afterAll, describe, expect, test } from "bun:test";
-import { cpSync, readFileSync, writeFileSync } from "node:fs";
+import { cpSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { resolveConfig } from "../../lib/config/mod.ts";
+import { quantizeFor } from "../../lib/interop/mod.ts";
 import { loadCalibration } from "../../lib/calibration/mod.ts";
 import { linearPackedInt8, quantizeActivations, takesIntegers } from "../../lib/models/layers/int8.ts";
 import { HeldWeights } from "../../lib/models/layers/held_weights.ts";
@@ -237,6 +238,15 @@ describe("backend", () => {
         }
       }
     }
+    for (const bits of [3, 8] as const) {
+      const symmetric = { bits, groupSize: 16, zeroPoint: "symmetric", scaleBits: 8 } as const;
+      for (const options of [{ solver: "round" }, { solver: "clip", columnWeights }] as const) {
+        const [own, wanted] = [gpu, cpu].map((kernels) =>
+          quantize(kernels, weights, 37, 300, { ...symmetric, ...options })
+        );
+        expect(own).toEqual(wanted!);
+      }
+    }
     const wrong = { data: weights.data.slice(), dtype: "F32" } as const;
     wrong.data[1234] = NaN;
     expect(() => quantize(gpu, wrong, 37, 300, { bits: 4 })).toThrow(/row 4, column 34 is NaN/);
@@ -274,6 +284,8 @@ describe("solvers on a GPU", () => {
       const [format, block] of [
         [{ bits: 2, groupSize: 16, zeroPoint: "real", scaleBits: 4 }, 256],
         [{ bits: 3, groupSize: 64, zeroPoint: "real", scaleBits: 6 }, 256],
+        [{ bits: 3, groupSize: 16, zeroPoint: "symmetric", scaleBits: 8 }, 256],
+        [{ bits: 8, groupSize: 16, zeroPoint: "symmetric", scaleBits: 8 }, 256],
         [{ bits: 4, groupSize: 32, zeroPoint: "symmetric" }, 64],
         [{ bits: 2, groupSize: 0, zeroPoint: "integer" }, 256],
         [{ bits: 2, groupSize: 0, zeroPoint: "real", scaleBits: 16, codes: "trellis" }, 256],
@@ -598,6 +610,36 @@ describe("quantize.ts --backend cuda", () => {
     const again = run("quantize.ts", [join(MODELS, "dream-mini"), lost!.output, ...cuda, "--resume"]);
     expect([again.code, differences(lost!.output, whole[1]!)]).toEqual([0, []]);
   }, 240_000);
+
+  test("writes the files for llama.cpp that the CPU writes, symmetric grids as well", async () => {
+    if (!COMPUTES || await deviceLine() === undefined) return;
+    using gpu = await openKernels({ backend: "cuda" });
+    using cpu = await openKernels({ backend: "cpu" });
+    const sizes = { ...SMALL_LANGUAGE, width: 256, inner: 256, heads: 4, kvHeads: 4, blocks: 1 };
+    const input = store(place.fresh(), dreamCheckpoint(sizes)), { upload } = DeviceMemory.prototype;
+    let uploads = 0;
+    DeviceMemory.prototype.upload = function (...args) {
+      uploads++;
+      upload.apply(this, args);
+    };
+    try {
+      for (const target_type of ["Q2_K", "Q3_K", "Q4_K", "Q6_K"]) {
+        uploads = 0;
+        const solver = target_type === "Q6_K" ? "round" : "clip", files: Buffer[] = [];
+        const { config } = resolveConfig({ overrides: { target: "llama.cpp", target_type, solver } });
+        for (const kernels of [gpu, cpu]) {
+          const folder = place.fresh(), output = join(folder, "own.gguf"); // its name is in the file
+          mkdirSync(folder);
+          await quantizeFor({ input, output, kernels, config });
+          files.push(readFileSync(output));
+        }
+        expect([target_type, files[0]!.equals(files[1]!)]).toEqual([target_type, true]);
+        expect(uploads).toBeGreaterThanOrEqual(7); // a matrix each
+      }
+    } finally {
+      DeviceMemory.prototype.upload = upload;
+    }
+  });
 
   test("writes the trellis codes that the CPU writes", async () => {
     if (!COMPUTES || await deviceLine() === undefined) return;

@@ -46,17 +46,15 @@ int32_t aq_quantize_symmetric_levels(const void *weights, int32_t dtype, const f
   AQ_KERNELS(isa);
   if ((!scale && !weights) || (weights && !packed) || !sub_scale || !sub_min || !super_scale || !super_min)
     return AQ_E_ARGUMENT;
-  if (scale_bits != 8 || (bits != 3 && bits != 8) || (weights && !aq_dtype_bytes(dtype))) return AQ_E_ARGUMENT;
+  if (scale_bits != 8 || !aq_symmetric_bits_allowed(bits) || (weights && !aq_dtype_bytes(dtype))) return AQ_E_ARGUMENT;
   if (!aq_two_level_group_size_allowed(group_size) || !aq_counts_allowed(rows, cols)) return AQ_E_SHAPE;
   if (!aq_column_weights_allowed(column_weights, cols)) return AQ_E_VALUE;
   const size_t groups = (cols - 1) / group_size + 1;
   for (size_t i = 0; scale && i < rows * groups; i++)
     if (!(scale[i] - scale[i] == 0.0f)) return AQ_E_NONFINITE;
-  const int is_three = bits == 3;
   const aq_symmetric_job job = {
       kernels->quantize, weights, dtype, scale, column_weights, cols, group_size, groups,
-      (cols - 1) / AQ_SEGMENT + 1, is_three ? 7.0f : 63.0f, is_three ? 4.0f : 32.0f, is_three ? 31.0f : 127.0f,
-      is_three, bits, packed, sub_scale, sub_min, super_scale, super_min};
+      (cols - 1) / AQ_SEGMENT + 1, aq_symmetric_grid_of(bits), bits, packed, sub_scale, sub_min, super_scale, super_min};
   const quantize_context context = {kernels->two_level, {.symmetric = &job}};
   return aq_run_units(quantize_rows, &context, rows, rows * cols, threads);
 }
@@ -73,11 +71,13 @@ int32_t aq_fit_two_level(const float *scale, const float *minimum, const float *
   const size_t groups = (cols - 1) / group_size + 1, super_groups = AQ_SEGMENT / group_size;
   const size_t supers = (cols - 1) / AQ_SEGMENT + 1, bytes = aq_sub_bytes_of(groups, scale_bits);
   const float sub_max = (float)((1 << scale_bits) - 1), limit = AQ_HALF_MAX * sub_max;
+  if (!aq_column_weights_allowed(group_weights, rows * groups)) return AQ_E_VALUE;
+  int32_t status = AQ_OK;
   for (size_t i = 0; i < rows * groups; i++) {
     if (!(scale[i] - scale[i] == 0.0f) || !(minimum[i] - minimum[i] == 0.0f)) return AQ_E_NONFINITE;
-    if (group_weights && !(group_weights[i] >= 0.0f && group_weights[i] < __builtin_inff())) return AQ_E_VALUE;
-    if (scale[i] > limit || -scale[i] > limit || minimum[i] > limit || -minimum[i] > limit) return AQ_E_RANGE;
+    if (scale[i] > limit || -scale[i] > limit || minimum[i] > limit || -minimum[i] > limit) status = AQ_E_RANGE;
   }
+  if (status != AQ_OK) return status;
   __builtin_memset(sub_scale, 0, rows * bytes);
   __builtin_memset(sub_min, 0, rows * bytes);
   for (size_t row = 0; row < rows; row++) {
@@ -85,21 +85,11 @@ int32_t aq_fit_two_level(const float *scale, const float *minimum, const float *
       const size_t begin = super * super_groups, n = aq_min_size(super_groups, groups - begin);
       const size_t first = row * groups + begin;
       for (int32_t which = 0; which < 2; which++) {
-        const float *from = which ? minimum : scale;
-        float values[AQ_SUPER_GROUPS], weights[AQ_SUPER_GROUPS], total = 0.0f;
-        for (size_t i = 0; i < n; i++) {
-          weights[i] = group_weights ? group_weights[first + i] : 1.0f;
-          total += weights[i] * from[first + i];
-        }
-        /* codes have no sign: the super scale has it, that of the weighted sum; the others' values become
-         * 0 */
-        const float sign = total < 0.0f ? -1.0f : 1.0f;
-        for (size_t i = 0; i < n; i++) values[i] = from[first + i] * sign;
-        const float step = aq_fit_super(values, weights, n, sub_max);
-        uint8_t *codes = (which ? sub_min : sub_scale) + row * bytes;
-        for (size_t i = 0; i < n; i++)
-          aq_set_sub_code(codes, begin + i, scale_bits, (uint32_t)aq_nearest_code(values[i], step, sub_max));
-        (which ? super_min : super_scale)[row * supers + super] = aq_half_from_float(step * sign);
+        uint8_t codes[AQ_SUPER_GROUPS], *out = (which ? sub_min : sub_scale) + row * bytes;
+        const float step = aq_fit_levels((which ? minimum : scale) + first, group_weights ? group_weights + first : 0, n,
+                                         sub_max, codes);
+        for (size_t i = 0; i < n; i++) aq_set_sub_code(out, begin + i, scale_bits, codes[i]);
+        (which ? super_min : super_scale)[row * supers + super] = aq_half_from_float(step);
       }
     }
   }

@@ -2,7 +2,7 @@
 #ifndef AQ_TWO_LEVEL_H
 #define AQ_TWO_LEVEL_H
 
-#include "../../arithmetic/two_level.h"
+#include "../../arithmetic/symmetric.h"
 #include "../quantize/kernels.h"
 
 /* A matrix on a symmetric grid, symmetric.h. */
@@ -12,10 +12,7 @@ typedef struct {
   int32_t dtype;
   const float *scale, *column_weights;
   size_t cols, group_size, groups, supers;
-  float most;     /* largest code */
-  float zero;     /* z of a group with a positive scale */
-  float most_sub; /* largest v */
-  int has_signs;  /* a group may have a negative scale: then z is one less and its codes are turned round */
+  aq_symmetric_grid grid;
   int32_t bits;
   uint32_t *packed;
   uint8_t *sub_scale, *sub_min;

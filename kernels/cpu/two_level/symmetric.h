@@ -1,15 +1,9 @@
-/* two_level/symmetric.h: rows of symmetric grids under two levels of scales, w = d v (q - z), as ggml's Q3_K
- * and Q6_K have them: one half float d a superblock, a whole number v a group. arrowquant.h says how they are
- * stored. Plain loops: each instruction set compiles them again, with the same order of additions. */
+/* two_level/symmetric.h: rows of symmetric grids under two levels of scales, arithmetic/symmetric.h. Plain
+ * loops: each instruction set compiles them again, with the same order of additions. */
 #ifndef AQ_SYMMETRIC_H
 #define AQ_SYMMETRIC_H
 
 #include "kernels.h"
-
-/* Super scales tried for given scales: (largest v + k / 4) / largest scale, |k| <= this. */
-#define AQ_SYMMETRIC_STEPS 2
-/* Times that codes and scales are chosen for each other: fewer codes gain nothing from a second one. */
-#define AQ_SYMMETRIC_ROUNDS(job) ((job)->has_signs ? 1 : 2)
 
 /* The groups of one superblock. */
 typedef struct {
@@ -20,8 +14,6 @@ typedef struct {
   size_t columns; /* and their columns, from `first` on */
   size_t first;
 } symmetric_superblock;
-
-static float symmetric_half(float value) { return aq_float_from_half(aq_half_from_float(value)); }
 
 /* Eight floats and their masks: compilers make them of what an instruction set has. */
 typedef float eight __attribute__((vector_size(32)));
@@ -45,11 +37,6 @@ AQ_INLINE float symmetric_total(const eight *x) {
   symmetric_halves(x, &low, &high);
   low += high;
   return (low[0] + low[2]) + (low[1] + low[3]);
-}
-
-static float symmetric_level(float value, float step, float most) {
-  const float v = aq_round_even(value / step);
-  return v < most ? v : most;
 }
 
 /* The smaller of each, of numbers. */
@@ -81,7 +68,8 @@ AQ_INLINE void symmetric_levels(eight *values, float step, float most) {
   symmetric_limit(values, most);
 }
 
-/* The step, a half float, whose multiples are nearest to |scale| in least squares; 0 where there is none. */
+/* The step, a half float, whose multiples are nearest to |scale| in least squares; infinite where none is
+ * large enough, 0 where none is small enough. */
 static float symmetric_step(const float *scale, size_t n, float most) {
   float values[AQ_SUPER_GROUPS] = {0}, largest = 0.0f, best = 0.0f, least = __builtin_inff();
   for (size_t i = 0; i < n; i++) {
@@ -98,8 +86,9 @@ static float symmetric_step(const float *scale, size_t n, float most) {
     symmetric_levels(&a, step, most);
     symmetric_levels(&b, step, most);
     const eight products = a * low + b * high, squares = a * a + b * b;
-    step = symmetric_half(symmetric_total(&products) / symmetric_total(&squares));
+    step = aq_round_half(symmetric_total(&products) / symmetric_total(&squares));
     if (!(step > 0.0f)) continue;
+    if (best == 0.0f) best = step; /* infinite: it has no error that is less */
     a = low;
     b = high;
     symmetric_levels(&a, step, most);
@@ -122,8 +111,7 @@ typedef struct {
 } symmetric_coding;
 
 static symmetric_coding symmetric_coding_of(const aq_symmetric_job *job, const symmetric_superblock *s, size_t g) {
-  const float step = s->step * s->v[g];
-  return (symmetric_coding){step > 0.0f ? 1.0f / step : 0.0f, s->zero[g], job->most};
+  return (symmetric_coding){aq_symmetric_inverse(s->step * s->v[g]), s->zero[g], job->grid.most};
 }
 
 /* aq_clamped_code of eight weights. */
@@ -186,25 +174,14 @@ static void symmetric_codes(const aq_symmetric_job *job, const float *weights, c
 
 /* The best step for the codes and levels, then the best levels for the codes and the step. */
 static void symmetric_refit(const aq_symmetric_job *job, symmetric_superblock *s) {
-  float top = 0.0f, bottom = 0.0f;
-  for (size_t g = 0; g < s->n; g++) {
-    top += s->v[g] * s->wt[g];
-    bottom += s->v[g] * s->v[g] * s->tt[g];
-  }
-  const float step = bottom > 0.0f ? symmetric_half(top / bottom) : 0.0f;
-  if (step > 0.0f) s->step = step;
-  for (size_t g = 0; g < s->n; g++) {
-    if (!(s->tt[g] > 0.0f) || !(s->step > 0.0f)) continue;
-    const float v = symmetric_level(s->wt[g], s->step * s->tt[g], job->most_sub);
-    s->v[g] = v > 0.0f ? v : 0.0f;
-  }
+  s->step = aq_symmetric_step_for(s->v, s->wt, s->tt, s->n, s->step);
+  for (size_t g = 0; g < s->n; g++)
+    s->v[g] = aq_symmetric_level_for(s->v[g], s->wt[g], s->tt[g], s->step, job->grid.most_sub);
 }
 
-/* Scales whose codes cover the groups of a superblock; where they have signs, the largest weight is code
- * 0. */
+/* Scales whose codes cover the groups of a superblock. */
 static void symmetric_ranges(const aq_symmetric_job *job, const float *weights, const symmetric_superblock *s,
                              float *scale) {
-  const float inverse = 1.0f / job->zero; /* exact: a power of two */
   for (size_t g = 0; g < s->n; g++) {
     const size_t begin = g * job->group_size, end = aq_min_size(begin + job->group_size, s->columns);
     eight below = {0}, above = {0}, w;
@@ -220,7 +197,7 @@ static void symmetric_ranges(const aq_symmetric_job *job, const float *weights, 
       least = -weights[i] > least ? -weights[i] : least;
       most = weights[i] > most ? weights[i] : most;
     }
-    scale[g] = (least > most ? least : job->has_signs ? -most : most) * inverse;
+    scale[g] = aq_symmetric_range(job->grid, least, most);
   }
 }
 
@@ -236,28 +213,27 @@ static int32_t symmetric_rows(const aq_symmetric_job *job, size_t row_begin, siz
       if (job->weights) job->kernels->load(job->weights, job->dtype, row * job->cols + col, s.columns, weights);
       const float *scales = job->scale ? job->scale + first : ranges;
       if (!job->scale) symmetric_ranges(job, weights, &s, ranges);
-      s.step = symmetric_step(scales, s.n, job->most_sub);
+      s.step = symmetric_step(scales, s.n, job->grid.most_sub);
       for (size_t g = 0; g < s.n; g++) {
-        const float scale = scales[g];
-        s.v[g] = s.step > 0.0f ? symmetric_level(scale < 0.0f ? -scale : scale, s.step, job->most_sub) : 0.0f;
-        s.zero[g] = job->has_signs && scale < 0.0f ? job->zero - 1.0f : job->zero;
+        s.v[g] = aq_symmetric_first_level(scales[g], s.step, job->grid.most_sub);
+        s.zero[g] = aq_symmetric_zero(job->grid, scales[g]);
       }
       if (job->weights) {
         uint8_t codes[AQ_SEGMENT];
-        for (int32_t round = 0; round < AQ_SYMMETRIC_ROUNDS(job); round++) {
+        for (int32_t round = 0; round < AQ_SYMMETRIC_ROUNDS(job->grid); round++) {
           symmetric_sums(job, weights, &s);
           symmetric_refit(job, &s);
         }
         symmetric_codes(job, weights, &s, codes);
         job->kernels->pack_row(codes, s.columns, job->bits, job->packed + row * words + col / 32 * (size_t)job->bits);
       }
-      const uint16_t minimum = aq_half_from_float(job->has_signs ? s.step : s.step * job->zero);
+      const uint16_t minimum = aq_half_from_float(aq_symmetric_super_min(job->grid, s.step));
       if ((minimum & 0x7c00u) == 0x7c00u) return AQ_E_RANGE;
       job->super_scale[at] = aq_half_from_float(s.step);
       job->super_min[at] = minimum;
       for (size_t g = 0; g < s.n; g++) {
         job->sub_scale[first + g] = (uint8_t)s.v[g];
-        job->sub_min[first + g] = (uint8_t)(job->has_signs ? s.v[g] * s.zero[g] : s.v[g]);
+        job->sub_min[first + g] = aq_symmetric_sub_min(job->grid, s.v[g], s.zero[g]);
       }
     }
   }

@@ -266,22 +266,28 @@ AQ_DEVICE void aq_write_super_chunk(const aq_two_level_quantize_view &view, cons
                  place.super * (AQ_SEGMENT / AQ_CHUNK) + first / AQ_CHUNK);
 }
 
-/* Byte `b` of the sub-scales (which 0) or sub-minima of superblocks `pair` and pair + 1 of the tile, which
- * fill whole bytes. */
-AQ_DEVICE void aq_write_sub_byte(const aq_two_level_quantize_view &view, const aq_two_level_tile &tile, size_t base,
-                                   size_t pair, size_t b, int which) {
-  const aq_two_level_layout &layout = view.layout;
-  const aq_super_place place = aq_place_super(layout, base + pair);
-  const size_t groups = layout.super_groups, at = place.super * groups * (size_t)layout.scale_bits / 8 + b;
-  if (place.n == 0 || at >= layout.sub_bytes) return;
-  const uint8_t *codes = (which ? tile.sub_min : tile.sub_scale) + pair * AQ_SUPER_GROUPS;
+/* Byte `b` of the sub-codes of a superblock and the next, codes[AQ_SUPER_GROUPS] each, which fill whole bytes
+ * together. */
+AQ_DEVICE uint8_t aq_sub_byte(const uint8_t *codes, const aq_two_level_layout &layout, size_t b) {
+  const size_t groups = layout.super_groups;
   uint32_t byte = 0;
   for (size_t bit = 0; bit < 8; bit++) {
     const size_t i = (8 * b + bit) / (size_t)layout.scale_bits, inside = (8 * b + bit) % (size_t)layout.scale_bits;
     const uint32_t code = i < 2 * groups ? codes[i / groups * AQ_SUPER_GROUPS + i % groups] : 0;
     byte |= (code >> inside & 1u) << bit;
   }
-  (which ? view.sub_min : view.sub_scale)[place.row * layout.sub_bytes + at] = (uint8_t)byte;
+  return (uint8_t)byte;
+}
+
+/* Byte `b` of the sub-scales (which 0) or sub-minima of superblocks `pair` and pair + 1 of the tile. */
+AQ_DEVICE void aq_write_sub_byte(const aq_two_level_quantize_view &view, const aq_two_level_tile &tile, size_t base,
+                                   size_t pair, size_t b, int which) {
+  const aq_two_level_layout &layout = view.layout;
+  const aq_super_place place = aq_place_super(layout, base + pair);
+  const size_t at = place.super * layout.super_groups * (size_t)layout.scale_bits / 8 + b;
+  if (place.n == 0 || at >= layout.sub_bytes) return;
+  (which ? view.sub_min : view.sub_scale)[place.row * layout.sub_bytes + at] =
+      aq_sub_byte((which ? tile.sub_min : tile.sub_scale) + pair * AQ_SUPER_GROUPS, layout, b);
 }
 
 #endif

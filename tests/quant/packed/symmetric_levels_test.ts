@@ -80,6 +80,18 @@ describe("symmetric grids of two levels", () => {
     ggml.close();
   });
 
+  test("refuse weights that no half float is a step for", () => {
+    for (const { kernels } of every) {
+      for (const [bits, size] of [[3, 4e7], [8, 4e7], [3, 3e38], [8, 3e38]] as const) {
+        const data = gaussians(1, 256).map((v) => v * size / 4), from = { data, dtype: "F32" } as const;
+        expect(() => quantize(kernels, from, 1, 256, { ...form, bits, groupSize: 16, solver: "round" }))
+          .toThrow(
+            /scales must be finite and fit half floats/,
+          );
+      }
+    }
+  });
+
   test("refuse bits, groups and zero points that they do not have", () => {
     const from = { data: new Float32Array(256), dtype: "F32" } as const;
     const bad = (options: object) => () =>
