@@ -142,40 +142,15 @@ int32_t aq_cuda_quantize_feedback(aq_cuda_buffer weights, size_t rows, size_t co
 
 /* Refining ----------------------------------------------------------------------------------------------- */
 
-/* A rows_job whose codes and grids are the state of the descent, kept only where it helped. */
-struct refine_job {
-  rows_job own;
+/* Its products: errors first, then the weights' products with the moment. */
+struct refine_job : descent_job {
   int32_t kind;
-  bool refits_groups, refits_row;
-  const float *moment;
-  float *gradient, *products;    /* [rows, cols]; products: errors, then the weights' products with the moment */
-  float *steps, *changes;        /* [rows, AQ_STEP_BLOCK]: of all sweeps over a block, of the last one */
-  float *ones;                   /* [cols]: sums of a row of the moment over the columns of its group */
-  double *group_sums, *improved; /* [groups]: sums of those over the group; [rows]: objectives */
-};
-
-AQ_DEVICE float value_of(const rows_job &job, size_t row, size_t col) {
-  const size_t at = row * job.groups + col / job.group_size;
-  return job.scale[at] * ((float)job.codes[row * job.cols + col] - job.zero_point[at]);
-}
-
-static __global__ void __launch_bounds__(AQ_BLOCK) errors_of(refine_job job) {
-  const rows_job &own = job.own;
-  for (size_t i = aq_thread(); i < own.rows * own.cols; i += aq_all_threads())
-    job.products[i] = own.weights[i] - value_of(own, i / own.cols, i % own.cols);
-}
-
-static __global__ void __launch_bounds__(AQ_BLOCK) objective_rows(refine_job job, double *objective) {
-  const rows_job &own = job.own;
-  for (size_t row = first_row(); row < own.rows; row += row_step()) {
-    double total[1];
-    sum_parts<1>(own.cols, total, [&](size_t k, float *sums) {
-      const size_t at = row * own.cols + k;
-      sums[0] = AQ_FMA(own.weights[at] - value_of(own, row, k), job.gradient[at], sums[0]);
-    });
-    if (lane_of() == 0) objective[row] = total[0];
+  float *steps, *changes; /* [rows, AQ_STEP_BLOCK]: of all sweeps over a block, of the last one */
+  __device__ float value(size_t row, size_t col) const {
+    const size_t at = row * own.groups + col / own.group_size;
+    return own.scale[at] * ((float)own.codes[row * own.cols + col] - own.zero_point[at]);
   }
-}
+};
 
 /* A row's one grid. */
 static __global__ void __launch_bounds__(AQ_BLOCK) refit_rows(refine_job job) {
@@ -372,42 +347,21 @@ static void descend(const aq_stream_state *on, const refine_job &job, int32_t sw
   }
 }
 
-/* Cuts the arrays of a descent out of memory. */
 static void cut_work(aq_cutter &work, refine_job &job) {
-  rows_job &own = job.own;
-  job.gradient = work.take<float>(own.rows * own.cols);
-  job.products = work.take<float>(own.rows * own.cols);
-  job.steps = work.take<float>(own.rows * AQ_STEP_BLOCK);
-  job.changes = work.take<float>(own.rows * AQ_STEP_BLOCK);
-  job.ones = work.take<float>(own.cols);
-  job.group_sums = work.take<double>(own.groups);
-  job.improved = work.take<double>(own.rows);
-  own.scale = work.take<float>(own.rows * own.groups);
-  own.zero_point = work.take<float>(own.rows * own.groups);
-  own.codes = work.take<uint8_t>(own.rows * own.cols);
+  cut_descent(work, job);
+  job.steps = work.take<float>(job.own.rows * AQ_STEP_BLOCK);
+  job.changes = work.take<float>(job.own.rows * AQ_STEP_BLOCK);
 }
 
 static int32_t refine(const aq_stream_state *on, const refine_job &job, const rows_job &kept, int32_t rounds,
                       int32_t sweeps) {
   const rows_job &own = job.own;
-  const size_t elements = own.rows * own.cols, grids = own.rows * own.groups * sizeof(float);
-  cudaError_t error = cudaMemcpyAsync(own.codes, kept.codes, elements, cudaMemcpyDeviceToDevice, on->stream);
-  if (error == cudaSuccess)
-    error = cudaMemcpyAsync(own.scale, kept.scale, grids, cudaMemcpyDeviceToDevice, on->stream);
-  if (error == cudaSuccess)
-    error = cudaMemcpyAsync(own.zero_point, kept.zero_point, grids, cudaMemcpyDeviceToDevice, on->stream);
-  if (error == cudaSuccess) error = cudaMemsetAsync(job.gradient, 0, elements * sizeof(float), on->stream);
-  if (error != cudaSuccess) return aq_cuda_status(error);
-  aq_launch(on, errors_of, thread_blocks(elements), AQ_BLOCK, 0, job);
-  multiply_moment(on, job, job.products, job.gradient);
-  aq_launch(on, objective_rows, warp_blocks(own.rows), AQ_BLOCK, 0, job, kept.objective);
+  const int32_t status = begin_descent(on, job, kept);
+  if (status != AQ_OK) return status;
   if (rounds == 0) return aq_cuda_read_faults(on);
-  if (job.refits_groups || job.refits_row) {
-    aq_launch(on, sum_rows<refine_job>, thread_blocks(own.cols), AQ_BLOCK, 0, job);
-    aq_launch(on, sum_groups<refine_job>, thread_blocks(own.groups), AQ_BLOCK, 0, job);
-  }
+  if (job.refits_groups || job.refits_row) sum_moment(on, job);
   if (job.refits_row) {
-    error = cudaMemsetAsync(job.products, 0, elements * sizeof(float), on->stream);
+    const cudaError_t error = cudaMemsetAsync(job.products, 0, own.rows * own.cols * sizeof(float), on->stream);
     if (error != cudaSuccess) return aq_cuda_status(error);
     multiply_moment(on, job, own.weights, job.products);
   }
@@ -415,9 +369,7 @@ static int32_t refine(const aq_stream_state *on, const refine_job &job, const ro
     if (job.refits_row) aq_launch(on, refit_rows, warp_blocks(own.rows), AQ_BLOCK, 0, job);
     descend(on, job, sweeps);
   }
-  aq_launch(on, objective_rows, warp_blocks(own.rows), AQ_BLOCK, 0, job, job.improved);
-  aq_launch(on, keep_better<refine_job>, warp_blocks(own.rows), AQ_BLOCK, 0, job, kept);
-  return aq_cuda_read_faults(on);
+  return end_descent(on, job, kept);
 }
 
 int32_t aq_cuda_refine_codes(aq_cuda_buffer weights, size_t rows, size_t cols, int32_t bits, size_t group_size,

@@ -85,14 +85,33 @@ static int32_t check_rows(const aq_stream_state *on, aq_cuda_buffer weights, siz
   return AQ_OK;
 }
 
-/* Refining -----------------------------------------------------------------------------------------------
- *
- * A Job has `own`, a rows_job whose codes and grids are the state of the descent; the moment; `ones` [cols],
- * sums of a row of the moment over the columns of its group; `group_sums` [groups], sums of those over the
- * group; and `improved` [rows], objectives. */
+/* Refining ----------------------------------------------------------------------------------------------- */
 
-template <class Job>
-static __global__ void __launch_bounds__(AQ_BLOCK) sum_rows(Job job) {
+/* A descent over codes, with refits. */
+struct descent_job {
+  rows_job own; /* its codes and grids are the state, kept only where it helped */
+  const float *moment;
+  bool refits_groups, refits_row;
+  float *gradient, *products; /* [rows, cols] */
+  float *ones;                /* [cols]: sums of a row of the moment over the columns of its group */
+  double *group_sums;         /* [groups]: sums of those over the group */
+  double *improved;           /* [rows]: objectives */
+};
+
+/* Cuts the arrays of a descent out of memory. */
+static void cut_descent(aq_cutter &work, descent_job &job) {
+  rows_job &own = job.own;
+  job.gradient = work.take<float>(own.rows * own.cols);
+  job.products = work.take<float>(own.rows * own.cols);
+  job.ones = work.take<float>(own.cols);
+  job.group_sums = work.take<double>(own.groups);
+  job.improved = work.take<double>(own.rows);
+  own.scale = work.take<float>(own.rows * own.groups);
+  own.zero_point = work.take<float>(own.rows * own.groups);
+  own.codes = work.take<uint8_t>(own.rows * own.cols);
+}
+
+static __global__ void __launch_bounds__(AQ_BLOCK) sum_rows(descent_job job) {
   const rows_job &own = job.own;
   for (size_t k = aq_thread(); k < own.cols; k += aq_all_threads()) {
     const size_t first = k / own.block * own.block, size = aq_smaller(own.block, own.cols - first);
@@ -105,8 +124,7 @@ static __global__ void __launch_bounds__(AQ_BLOCK) sum_rows(Job job) {
   }
 }
 
-template <class Job>
-static __global__ void __launch_bounds__(AQ_BLOCK) sum_groups(Job job) {
+static __global__ void __launch_bounds__(AQ_BLOCK) sum_groups(descent_job job) {
   const rows_job &own = job.own;
   for (size_t g = aq_thread(); g < own.groups; g += aq_all_threads()) {
     double sum = 0;
@@ -132,8 +150,7 @@ AQ_DEVICE void sum_parts(size_t cols, double totals[N], const Add &add) {
 }
 
 /* out = products of a [rows, cols] with the moment. */
-template <class Job>
-static void multiply_moment(const aq_stream_state *on, const Job &job, const float *a, float *out) {
+static void multiply_moment(const aq_stream_state *on, const descent_job &job, const float *a, float *out) {
   const size_t n = job.own.cols;
   const float *moment = job.moment;
   for (size_t begin = 0, size = 0; begin < n; begin += job.own.block, moment += size * size) {
@@ -152,9 +169,53 @@ static void multiply_moment(const aq_stream_state *on, const Job &job, const flo
   }
 }
 
-/* What a row's descent has found, where that is better. */
+/* A Job is a descent_job with `value(row, col)`: what the codes say there. */
 template <class Job>
-static __global__ void __launch_bounds__(AQ_BLOCK) keep_better(Job job, rows_job kept) {
+static __global__ void __launch_bounds__(AQ_BLOCK) errors_of(Job job) {
+  const rows_job &own = job.own;
+  for (size_t i = aq_thread(); i < own.rows * own.cols; i += aq_all_threads())
+    job.products[i] = own.weights[i] - job.value(i / own.cols, i % own.cols);
+}
+
+template <class Job>
+static __global__ void __launch_bounds__(AQ_BLOCK) objective_rows(Job job, double *objective) {
+  const rows_job &own = job.own;
+  for (size_t row = first_row(); row < own.rows; row += row_step()) {
+    double total[1];
+    sum_parts<1>(own.cols, total, [&](size_t k, float *sums) {
+      const size_t at = row * own.cols + k;
+      sums[0] = AQ_FMA(own.weights[at] - job.value(row, k), job.gradient[at], sums[0]);
+    });
+    if (lane_of() == 0) objective[row] = total[0];
+  }
+}
+
+/* The state as it is kept, its gradient and its objective. */
+template <class Job>
+static int32_t begin_descent(const aq_stream_state *on, const Job &job, const rows_job &kept) {
+  const rows_job &own = job.own;
+  const size_t elements = own.rows * own.cols, grids = own.rows * own.groups * sizeof(float);
+  cudaError_t error = cudaMemcpyAsync(own.codes, kept.codes, elements, cudaMemcpyDeviceToDevice, on->stream);
+  if (error == cudaSuccess)
+    error = cudaMemcpyAsync(own.scale, kept.scale, grids, cudaMemcpyDeviceToDevice, on->stream);
+  if (error == cudaSuccess)
+    error = cudaMemcpyAsync(own.zero_point, kept.zero_point, grids, cudaMemcpyDeviceToDevice, on->stream);
+  if (error == cudaSuccess) error = cudaMemsetAsync(job.gradient, 0, elements * sizeof(float), on->stream);
+  if (error != cudaSuccess) return aq_cuda_status(error);
+  aq_launch(on, errors_of<Job>, thread_blocks(elements), AQ_BLOCK, 0, job);
+  multiply_moment(on, job, job.products, job.gradient);
+  aq_launch(on, objective_rows<Job>, warp_blocks(own.rows), AQ_BLOCK, 0, job, kept.objective);
+  return AQ_OK;
+}
+
+/* `ones` and `group_sums`, which refits of offsets read. */
+static void sum_moment(const aq_stream_state *on, const descent_job &job) {
+  aq_launch(on, sum_rows, thread_blocks(job.own.cols), AQ_BLOCK, 0, job);
+  aq_launch(on, sum_groups, thread_blocks(job.own.groups), AQ_BLOCK, 0, job);
+}
+
+/* What a row's descent has found, where that is better. */
+static __global__ void __launch_bounds__(AQ_BLOCK) keep_better(descent_job job, rows_job kept) {
   const rows_job &own = job.own;
   for (size_t row = first_row(); row < own.rows; row += row_step()) {
     const double improved = job.improved[row];
@@ -168,6 +229,13 @@ static __global__ void __launch_bounds__(AQ_BLOCK) keep_better(Job job, rows_job
       kept.zero_point[g] = own.zero_point[g];
     }
   }
+}
+
+template <class Job>
+static int32_t end_descent(const aq_stream_state *on, const Job &job, const rows_job &kept) {
+  aq_launch(on, objective_rows<Job>, warp_blocks(job.own.rows), AQ_BLOCK, 0, job, job.improved);
+  aq_launch(on, keep_better, warp_blocks(job.own.rows), AQ_BLOCK, 0, (const descent_job &)job, kept);
+  return aq_cuda_read_faults(on);
 }
 
 #endif

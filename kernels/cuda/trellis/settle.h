@@ -12,15 +12,12 @@
 
 #define AQ_SETTLE_MOST (AQ_SEGMENT + 8) /* columns of a part and those that its codes reach */
 
-struct settle_job {
-  rows_job own; /* its zero points are offsets */
-  const float *table, *moment;
-  bool refits_groups, refits_row, refits_offsets;
-  float *gradient, *products;    /* [rows, cols]; products: errors, then levels, then their products with the moment */
-  float *levels;                 /* [rows, cols], where rows have one scale */
-  float *steps;                  /* [rows, AQ_SETTLE_MOST] */
-  float *ones;                   /* as rows.h has them */
-  double *group_sums, *improved;
+/* Its zero points are offsets; its products: errors first, then the levels' products with the moment. */
+struct settle_job : descent_job {
+  const float *table;
+  bool refits_offsets;
+  float *levels; /* [rows, cols], where rows have one scale */
+  float *steps;  /* [rows, AQ_SETTLE_MOST] */
 };
 
 /* A part of a row, in shared memory: columns [first, end), of which those before `part` are its own. */
@@ -60,10 +57,12 @@ AQ_DEVICE float level_at(const settle_job &job, size_t row, size_t col) {
 }
 
 template <int BITS>
-AQ_DEVICE float value_at(const settle_job &job, size_t row, size_t col) {
-  const size_t group = row * job.own.groups + col / job.own.group_size;
-  return AQ_FMA(job.own.scale[group], level_at<BITS>(job, row, col), job.own.zero_point[group]);
-}
+struct trellis_job : settle_job {
+  __device__ float value(size_t row, size_t col) const {
+    const size_t group = row * own.groups + col / own.group_size;
+    return AQ_FMA(own.scale[group], level_at<BITS>(*this, row, col), own.zero_point[group]);
+  }
+};
 
 /* The moment's elements for two columns of a part, of which those behind `border` are another block's. */
 struct part_moment {
@@ -225,30 +224,10 @@ static __global__ void __launch_bounds__(AQ_BLOCK) settle_part_kernel(settle_job
 }
 
 template <int BITS>
-static __global__ void __launch_bounds__(AQ_BLOCK) trellis_errors(settle_job job) {
-  const rows_job &own = job.own;
-  for (size_t i = aq_thread(); i < own.rows * own.cols; i += aq_all_threads())
-    job.products[i] = own.weights[i] - value_at<BITS>(job, i / own.cols, i % own.cols);
-}
-
-template <int BITS>
 static __global__ void __launch_bounds__(AQ_BLOCK) trellis_levels(settle_job job) {
   const rows_job &own = job.own;
   for (size_t i = aq_thread(); i < own.rows * own.cols; i += aq_all_threads())
     job.levels[i] = level_at<BITS>(job, i / own.cols, i % own.cols);
-}
-
-template <int BITS>
-static __global__ void __launch_bounds__(AQ_BLOCK) trellis_objective(settle_job job, double *objective) {
-  const rows_job &own = job.own;
-  for (size_t row = first_row(); row < own.rows; row += row_step()) {
-    double total[1];
-    sum_parts<1>(own.cols, total, [&](size_t k, float *sums) {
-      const size_t at = row * own.cols + k;
-      sums[0] = AQ_FMA(own.weights[at] - value_at<BITS>(job, row, k), job.gradient[at], sums[0]);
-    });
-    if (lane_of() == 0) objective[row] = total[0];
-  }
 }
 
 /* A row's one scale and offset. */

@@ -64,39 +64,22 @@ int32_t aq_cuda_search_trellis(aq_cuda_buffer weights, size_t rows, size_t cols,
   return status == AQ_OK ? aq_cuda_read_faults(on) : status;
 }
 
-/* Cuts the arrays of a descent out of memory. */
 static void cut_work(aq_cutter &work, settle_job &job) {
-  rows_job &own = job.own;
-  job.gradient = work.take<float>(own.rows * own.cols);
-  job.products = work.take<float>(own.rows * own.cols);
-  job.levels = work.take<float>(job.refits_row ? own.rows * own.cols : 0);
-  job.steps = work.take<float>(own.rows * AQ_SETTLE_MOST);
-  job.ones = work.take<float>(own.cols);
-  job.group_sums = work.take<double>(own.groups);
-  job.improved = work.take<double>(own.rows);
-  own.scale = work.take<float>(own.rows * own.groups);
-  own.zero_point = work.take<float>(own.rows * own.groups);
-  own.codes = work.take<uint8_t>(own.rows * own.cols);
+  cut_descent(work, job);
+  job.levels = work.take<float>(job.refits_row ? job.own.rows * job.own.cols : 0);
+  job.steps = work.take<float>(job.own.rows * AQ_SETTLE_MOST);
 }
 
 template <int BITS>
-static int32_t settle(const aq_stream_state *on, const settle_job &job, const rows_job &kept, int32_t rounds) {
+static int32_t settle(const aq_stream_state *on, const trellis_job<BITS> &job, const rows_job &kept, int32_t rounds) {
   const rows_job &own = job.own;
-  const size_t elements = own.rows * own.cols, lines = own.rows * own.groups * sizeof(float);
-  cudaError_t error = cudaMemcpyAsync(own.codes, kept.codes, elements, cudaMemcpyDeviceToDevice, on->stream);
-  if (error == cudaSuccess) error = cudaMemcpyAsync(own.scale, kept.scale, lines, cudaMemcpyDeviceToDevice, on->stream);
-  if (error == cudaSuccess)
-    error = cudaMemcpyAsync(own.zero_point, kept.zero_point, lines, cudaMemcpyDeviceToDevice, on->stream);
-  if (error == cudaSuccess) error = cudaMemsetAsync(job.gradient, 0, elements * sizeof(float), on->stream);
-  if (error != cudaSuccess) return aq_cuda_status(error);
-  aq_launch(on, trellis_errors<BITS>, thread_blocks(elements), AQ_BLOCK, 0, job);
-  multiply_moment(on, job, job.products, job.gradient);
-  aq_launch(on, trellis_objective<BITS>, warp_blocks(own.rows), AQ_BLOCK, 0, job, kept.objective);
+  const size_t elements = own.rows * own.cols;
+  const int32_t status = begin_descent(on, job, kept);
+  if (status != AQ_OK) return status;
   if (rounds == 0) return aq_cuda_read_faults(on);
-  if (job.refits_offsets) {
-    aq_launch(on, sum_rows<settle_job>, thread_blocks(own.cols), AQ_BLOCK, 0, job);
-    aq_launch(on, sum_groups<settle_job>, thread_blocks(own.groups), AQ_BLOCK, 0, job);
-  } else {
+  cudaError_t error = cudaSuccess;
+  if (job.refits_offsets) sum_moment(on, job);
+  else {
     error = cudaMemsetAsync(job.ones, 0, own.cols * sizeof *job.ones, on->stream);
     if (error == cudaSuccess) error = cudaMemsetAsync(job.group_sums, 0, own.groups * sizeof *job.group_sums, on->stream);
     if (error != cudaSuccess) return aq_cuda_status(error);
@@ -111,9 +94,7 @@ static int32_t settle(const aq_stream_state *on, const settle_job &job, const ro
     }
     descend_parts<BITS>(on, job);
   }
-  aq_launch(on, trellis_objective<BITS>, warp_blocks(own.rows), AQ_BLOCK, 0, job, job.improved);
-  aq_launch(on, keep_better<settle_job>, warp_blocks(own.rows), AQ_BLOCK, 0, job, kept);
-  return aq_cuda_read_faults(on);
+  return end_descent(on, job, kept);
 }
 
 int32_t aq_cuda_settle_trellis(aq_cuda_buffer weights, size_t rows, size_t cols, int32_t bits, size_t group_size,
@@ -146,5 +127,5 @@ int32_t aq_cuda_settle_trellis(aq_cuda_buffer weights, size_t rows, size_t cols,
   status = aq_cuda_read_faults(on); /* codes beyond their bits would be read beyond the table */
   if (status != AQ_OK) return status;
   cut_work(work, job);
-  return bits == 2 ? settle<2>(on, job, kept, rounds) : settle<3>(on, job, kept, rounds);
+  return bits == 2 ? settle<2>(on, {job}, kept, rounds) : settle<3>(on, {job}, kept, rounds);
 }
