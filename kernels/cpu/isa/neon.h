@@ -77,6 +77,16 @@ AQ_INLINE vf v_load_levels(const int8_t *p) {
   return (vf)vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_u32(vdup_n_u32(four))))));
 }
 
+#define AQ_OWN_FOUR_LEVELS
+AQ_INLINE void v_load_four_levels(const int8_t *p, vf out[4]) {
+  const int8x16_t levels = vld1q_s8(p);
+  const int16x8_t low = vmovl_s8(vget_low_s8(levels)), high = vmovl_high_s8(levels);
+  out[0] = (vf)vcvtq_f32_s32(vmovl_s16(vget_low_s16(low)));
+  out[1] = (vf)vcvtq_f32_s32(vmovl_high_s16(low));
+  out[2] = (vf)vcvtq_f32_s32(vmovl_s16(vget_low_s16(high)));
+  out[3] = (vf)vcvtq_f32_s32(vmovl_high_s16(high));
+}
+
 /* Four bytes into lanes, and numbers up to 255 back; four times 12 bits from a byte boundary into lanes, with
  * bits above. */
 AQ_INLINE vu v_widen_bytes(const uint8_t *p) { return (vu){p[0], p[1], p[2], p[3]}; }
