@@ -294,6 +294,12 @@ AQ_API int32_t aq_quantize_activations(const float *x, size_t tokens, size_t col
                                        uint8_t *codes, AQ_INOUT float *scale, AQ_INOUT int32_t *zero_point,
                                        int32_t isa, int32_t threads);
 
+/* Such codes and back in float32, out f32[tokens, cols]: scale and zero_point are given, the same for all
+ * tokens, or, per token, of the smallest scale whose range covers the token's. out may be x. Status as
+ * above. */
+AQ_API int32_t aq_round_activations(const float *x, size_t tokens, size_t cols, int32_t bits, int32_t kind, float scale,
+                                    int32_t zero_point, float *out, int32_t isa, int32_t threads);
+
 /* aq_linear_packed of such codes, by integer products; out f32[tokens, rows], the same bytes on every
  * instruction set. x_zero_point within 0..255 (else AQ_E_VALUE). */
 AQ_API int32_t aq_linear_packed_int8(const uint8_t *codes, const float *x_scale, const int32_t *x_zero_point,

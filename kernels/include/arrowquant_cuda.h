@@ -136,6 +136,10 @@ AQ_API int32_t aq_cuda_quantize_activations(aq_cuda_buffer x, size_t tokens, siz
                                             aq_cuda_buffer codes, aq_cuda_buffer scale, aq_cuda_buffer zero_point,
                                             aq_cuda_stream stream);
 
+/* aq_round_activations, to the bit. Waits. */
+AQ_API int32_t aq_cuda_round_activations(aq_cuda_buffer x, size_t tokens, size_t cols, int32_t bits, int32_t kind,
+                                         float scale, int32_t zero_point, aq_cuda_buffer out, aq_cuda_stream stream);
+
 /* aq_linear_packed_int8, to the bit; zero points are not looked at. */
 AQ_API int32_t aq_cuda_linear_packed_int8(aq_cuda_buffer codes, aq_cuda_buffer x_scale, aq_cuda_buffer x_zero_point,
                                           size_t tokens, aq_cuda_buffer packed, aq_cuda_buffer scale,

@@ -2,6 +2,31 @@
  * against the scalar oracle, to the bit, for any number of threads; and the oracle against sums in double. */
 #include "harness.h"
 
+/* Rounded and back: static ones are what their codes stand for, others within half a step of the narrowest
+ * grid that covers their token and 0; and every instruction set against the scalar one, in place. */
+static void round_case(int32_t isa, const char *where, const float *x, size_t tokens, size_t cols, int32_t bits,
+                       int32_t kind, const uint8_t *codes, const float *scale, const int32_t *zero) {
+  const size_t n = tokens * cols;
+  const float top = (float)((1 << bits) - 1);
+  float *back = guarded(n * 4);
+  expect_status("round_activations", where,
+                aq_round_activations(x, tokens, cols, bits, kind, scale[0], zero[0], back, AQ_ISA_SCALAR, 1), AQ_OK);
+  int near = 1;
+  for (size_t i = 0; i < n; i++) {
+    if (kind == AQ_ACTIVATIONS_PER_TOKEN) near &= fabsf(back[i] - x[i]) <= 0.5001f * scale[i / cols] * top / (top - 1.0f);
+    else if (zero[i / cols] == zero[0]) near &= back[i] == scale[0] * (float)(codes[i] - zero[0]);
+  }
+  expect(near, "rounded within half a step", where);
+  for (size_t k = 0; k < THREAD_COUNTS; k++) {
+    float *again = guarded(n * 4);
+    memcpy(again, x, n * 4);
+    expect_status("round_activations", where,
+                  aq_round_activations(again, tokens, cols, bits, kind, scale[0], zero[0], again, isa, thread_counts[k]),
+                  AQ_OK);
+    expect_output("round_activations", where, back, again, n * 4);
+  }
+}
+
 /* 8-bit activations: the scalar kernel against sums in double, every instruction set against the scalar one
  * to the bit. */
 static void int8_case(int32_t isa, size_t tokens, size_t rows, size_t cols, int32_t bits, size_t group_size,
@@ -55,6 +80,7 @@ static void int8_case(int32_t isa, size_t tokens, size_t rows, size_t cols, int3
     expect_output("scales", where, x_scale, x_scale2, tokens * 4);
     expect_output("zero points", where, x_zero, x_zero2, tokens * 4);
   }
+  round_case(isa, where, x, tokens, cols, x_bits, kind, codes, x_scale, x_zero);
   float *expected = guarded(n * 4), *tolerance = take(n * 4), *reference = take(n * 4), *part = guarded(rows * 4);
   float *steps = take(rows * groups * 4), *centres = take(rows * groups * 4);
   aq_convert(scale, AQ_F16, steps, AQ_F32, rows * groups, AQ_ISA_SCALAR, 1);
@@ -94,13 +120,14 @@ static void int8_case(int32_t isa, size_t tokens, size_t rows, size_t cols, int3
 
 /* One row of `x`, and of packed codes times it. */
 #define ENCODE(x, bits, kind, codes, isa) aq_quantize_activations(x, 1, 35, bits, kind, codes, scale, zero, isa, 1)
+#define ROUND(x, bits, kind, out, isa) aq_round_activations(x, 1, 35, bits, kind, scale[0], zero[0], out, isa, 1)
 #define MULTIPLY(codes, bits, group_size, isa) \
   aq_linear_packed_int8(codes, scale, zero, 1, packed, half, 0, 0, 1, 1, bits, group_size, out, isa, 1)
 
 /* Activations at the ends of what float32 holds, and what is refused. */
 static void activations(int32_t isa) {
   const char *where = isa_names[isa];
-  float x[35], scale[1];
+  float x[35], scale[1], back[35], expected_back[35];
   uint8_t codes[35], expected[35];
   int32_t zero[1];
   static const float ends[][2] = {{3e38f, -3e38f}, {1e-44f, 0}, {-1e-40f, 1e-40f}, {0, -0.0f}, {5, 3}, {-2, -7}};
@@ -115,6 +142,9 @@ static void activations(int32_t isa) {
         near &= codes[i] == expected[i] && fabs(back - (double)x[i]) <= 0.50001 * (double)scale[0];
       }
       expect(near, "ends within half a step", where);
+      expect_status("ends", where, ROUND(x, bits, AQ_ACTIVATIONS_PER_TOKEN, expected_back, AQ_ISA_SCALAR), AQ_OK);
+      expect_status("ends", where, ROUND(x, bits, AQ_ACTIVATIONS_PER_TOKEN, back, isa), AQ_OK);
+      expect_bytes("ends, rounded", where, expected_back, back, sizeof back);
     }
   scale[0] = 1e-30f, zero[0] = 3; /* far beyond a static range */
   for (int i = 0; i < 35; i++) x[i] = i % 2 ? 3e38f : -3e38f;
@@ -126,18 +156,23 @@ static void activations(int32_t isa) {
         for (int i = 0; i < 35; i++) x[i] = 1;
         x[at] = bad ? NAN : -INFINITY;
         expect_status("not finite", where, ENCODE(x, 8, kind, codes, isa), AQ_E_NONFINITE);
+        expect_status("not finite", where, ROUND(x, 8, kind, back, isa), AQ_E_NONFINITE);
       }
   const uint32_t packed[1] = {0};
   const uint16_t half[1] = {0};
   float out[1];
   zero[0] = 16;
   expect_status("zero point", where, ENCODE(x, 4, AQ_ACTIVATIONS_STATIC, codes, isa), AQ_E_VALUE);
+  expect_status("zero point", where, ROUND(x, 4, AQ_ACTIVATIONS_STATIC, back, isa), AQ_E_VALUE);
   zero[0] = 256;
   expect_status("zero point", where, MULTIPLY(codes, 4, 0, isa), AQ_E_VALUE);
   scale[0] = 0, zero[0] = 0;
   expect_status("scale", where, ENCODE(x, 4, AQ_ACTIVATIONS_STATIC, codes, isa), AQ_E_VALUE);
   expect_status("width", where, ENCODE(x, 9, 1, codes, isa), AQ_E_ARGUMENT);
   expect_status("kind", where, ENCODE(x, 8, 2, codes, isa), AQ_E_ARGUMENT);
+  expect_status("scale", where, ROUND(x, 4, AQ_ACTIVATIONS_STATIC, back, isa), AQ_E_VALUE);
+  expect_status("width", where, ROUND(x, 1, 1, back, isa), AQ_E_ARGUMENT);
+  expect_status("kind", where, ROUND(x, 8, 2, back, isa), AQ_E_ARGUMENT);
   expect_status("width", where, MULTIPLY(codes, 5, 0, isa), AQ_E_ARGUMENT);
   expect_status("group", where, MULTIPLY(codes, 4, 7, isa), AQ_E_SHAPE);
   expect_status("null", where, MULTIPLY(0, 4, 0, isa), AQ_E_ARGUMENT);

@@ -1,9 +1,10 @@
 /** How far quantized layers are from full precision's, time group by time group, on the same inputs. */
+import { roundActivations } from "../models/layers/int8.ts";
 import { linear } from "../models/layers/linear.ts";
 import type { LoadedModel } from "../models/mod.ts";
 import { observeParts } from "../phases/activations.ts";
 import { loadPhaseModel, type PhaseContext, type PhaseModel } from "../phases/context.ts";
-import { fakeQuantize, type TimeGroups } from "../time/mod.ts";
+import type { TimeGroups } from "../time/mod.ts";
 import { squaredDistances } from "./statistics.ts";
 
 /** Items whose layers are compared, of each time group: enough to see where errors lie. */
@@ -60,7 +61,7 @@ export function layerErrors(
         const selected = timeParameters?.at(name, time);
         const read = selected?.grid === undefined
           ? input
-          : fakeQuantize(input, selected.grid, selected.bits, new Float32Array(input.length));
+          : roundActivations(kernels, input, each, selected, new Float32Array(input.length));
         const got = linear(kernels, { weights: own }, read, each);
         const { errors: [error], norms: [norm] } = squaredDistances(got, wanted, 1);
         sum.samples++;

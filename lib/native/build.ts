@@ -142,6 +142,7 @@ export function cudaPlan(architectures: readonly CudaArchitecture[] = ["80", "90
         "backward",
         "context",
         "copies",
+        "forward/activations",
         "forward/forward",
         "forward/int8",
         "forward/linear",

@@ -2,15 +2,15 @@
  * Static quantization parameters of activations: time groups by the inputs of layers at each time, parameters
  * for each layer and group, and the layers that gain most from per-token dynamic quantization.
  */
+import { roundActivations } from "../models/layers/int8.ts";
 import { linear } from "../models/layers/linear.ts";
 import type { LinearLayer, LoadedModel } from "../models/mod.ts";
 import {
   type ActivationBits,
+  type ActivationGrid,
   type ActivationHistogram,
   type ActivationParameters,
   adaptiveTimeGroups,
-  fakeQuantize,
-  fakeQuantizePerToken,
   type RangeMethod,
   type TimeAxis,
   type TimeGroups,
@@ -177,14 +177,15 @@ export function orderByStaticCost(
   const workspace = new Workspace();
   sampleInputs(context, loaded, groups, readers, workspace, ({ name, layers }, x, rows, time) => {
     const own = sums.get(name)!, weight = transitions.weightOf(time), group = groups.groupOf(time);
-    const { bits, scale, zeroPoint } = grids.get(name)!, cols = x.length / rows;
+    const { bits, scale, zeroPoint } = grids.get(name)!;
     const grid = { scale: scale[group]!, zeroPoint: zeroPoint[group]! };
     const lost = (rounded: Float32Array<ArrayBuffer>) => {
       for (let i = 0; i < rounded.length; i++) rounded[i]! -= x[i]!;
       return rounded;
     };
-    const onStatic = lost(fakeQuantize(x, grid, bits, workspace.take("static", x.length)) as typeof x);
-    const onOwn = lost(fakeQuantizePerToken(x, cols, bits, workspace.take("perToken", x.length)));
+    const rounded = (name: string, grid?: ActivationGrid) =>
+      roundActivations(kernels, x, rows, { bits, grid }, workspace.take(name, x.length));
+    const onStatic = lost(rounded("static", grid)), onOwn = lost(rounded("perToken"));
     for (const { name: layer, weights } of layers) {
       const times = (values: Float32Array, by: typeof weights, output = "output") => {
         const out = workspace.take(output, rows * by.rows);

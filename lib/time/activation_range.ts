@@ -4,7 +4,7 @@
  * follow from it by minimum and maximum, percentile or least squared error.
  */
 
-import { checkFloats, checkWhole } from "../native/call.ts";
+import { checkFloats } from "../native/call.ts";
 
 /** Bins of a histogram: at 8 bits eight of them a code, before a range is cut. */
 export const HISTOGRAM_BINS = 2048;
@@ -333,7 +333,7 @@ export function fakeQuantize(
   out: Float32Array,
 ): Float32Array {
   checkFloats("quantize activations", { x: [x, x.length], out: [out, x.length] });
-  const low = -zeroPoint, high = 2 ** bits - 1 - zeroPoint;
+  const low = 0 - zeroPoint, high = 2 ** bits - 1 - zeroPoint;
   for (let i = 0; i < x.length; i++) {
     const position = Math.fround(x[i]! / scale);
     // Adding and taking away 1.5 · 2^52 rounds to a whole number, ties to even.
@@ -341,33 +341,6 @@ export function fakeQuantize(
       ? (position < high ? position + 6755399441055744 - 6755399441055744 : high)
       : low;
     out[i] = scale * rounded;
-  }
-  return out;
-}
-
-/**
- * Per-token dynamic quantization in float32: each row is rounded by its minimum and maximum, which include 0.
- *
- * **Shapes** `x` and `out: f32[rows, cols]`; `out` may be `x`
- *
- * @returns `out`
- */
-export function fakeQuantizePerToken<Out extends Float32Array>(
-  x: Float32Array,
-  cols: number,
-  bits: ActivationBits,
-  out: Out,
-): Out {
-  checkWhole("quantize activations", "cols", cols, 1);
-  checkFloats("quantize activations", { x: [x, x.length], out: [out, x.length] });
-  for (let begin = 0; begin < x.length; begin += cols) {
-    const token = x.subarray(begin, begin + cols);
-    let low = 0, high = 0;
-    for (let i = 0; i < cols; i++) {
-      if (token[i]! < low) low = token[i]!;
-      if (token[i]! > high) high = token[i]!;
-    }
-    fakeQuantize(token, activationGrid(low, high, bits), bits, out.subarray(begin, begin + cols));
   }
   return out;
 }

@@ -5,7 +5,6 @@ export {
   activationGrid,
   ActivationHistogram,
   fakeQuantize,
-  fakeQuantizePerToken,
   type HistogramState,
   RANGE_METHODS,
   type RangeMethod,

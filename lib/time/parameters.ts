@@ -74,21 +74,25 @@ function byBin(
 ): SelectedParameters[] {
   const { bins } = groups.axis, gainLessOne = output?.gain.map((gain) => gain - 1);
   const isByBin = activation !== undefined && activation.scale.length === bins && bins !== groups.count;
-  const of = (group: number, index: number): SelectedParameters => {
+  // Arrays of a group are the same objects at all of its bins.
+  const parts = Array.from({ length: groups.count }, (_, group) => {
     const part = <T extends Float32Array | Uint16Array>(all: T | undefined) =>
       all?.subarray(group * all.length / groups.count, (group + 1) * all.length / groups.count) as
         | T
         | undefined;
     return {
-      grid: activation && { scale: activation.scale[index]!, zeroPoint: activation.zeroPoint[index]! },
-      isPerToken: perToken !== undefined,
-      bits: activation?.bits ?? perToken ?? 8,
       gainLessOne: part(gainLessOne),
       bias: part(output?.bias),
       weightScale: part(weightScales?.scale),
       weightZeroPoint: part(weightScales?.zeroPoint),
     };
-  };
+  });
+  const of = (group: number, index: number): SelectedParameters => ({
+    grid: activation && { scale: activation.scale[index]!, zeroPoint: activation.zeroPoint[index]! },
+    isPerToken: perToken !== undefined,
+    bits: activation?.bits ?? perToken ?? 8,
+    ...parts[group]!,
+  });
   const byGroup = isByBin ? [] : Array.from({ length: groups.count }, (_, g) => of(g, g));
   return Array.from({ length: bins }, (_, bin) => {
     const group = groups.groupOfBin(bin);

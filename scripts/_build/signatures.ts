@@ -85,7 +85,7 @@ const SIZES: readonly (readonly [functions: RegExp, arrays: RegExp, size: string
   [/./, /^super(Scale|Min)$/, "rows * superblocksOf(cols)"],
   [/./, /^columnWeights$/, "cols"],
   [/quantize_activations/, /^(scale|zeroPoint)$/, "tokens"],
-  [/quantize_activations/, /./, "tokens * cols"],
+  [/(quantize|round)_activations/, /./, "tokens * cols"],
   [/trellis_table/, /^levels$/, "2 ** (bits + 6)"],
   [
     /clipped|feedback|refine|trellis|linear_packed|quantize|fit_two|packed_|ggml/,

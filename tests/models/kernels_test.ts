@@ -6,7 +6,13 @@ import { unpackCodes } from "../../lib/quant/codes.ts";
 import { withThreads } from "../../lib/native/mod.ts";
 import { attention, MAX_POSITION, rotary, timestepEmbedding } from "../../lib/models/layers/attention.ts";
 import { add, gateAdd, geluTanh, modulate, silu, siluMultiply } from "../../lib/models/layers/elementwise.ts";
-import { linearPackedInt8, quantizeActivations, type QuantizedActivations } from "../../lib/models/layers/int8.ts";
+import {
+  linearPackedInt8,
+  quantizeActivations,
+  type QuantizedActivations,
+  roundActivations,
+} from "../../lib/models/layers/int8.ts";
+import { type ActivationGrid, activationGrid } from "../../lib/time/mod.ts";
 import { linear, type Matrix } from "../../lib/models/layers/linear.ts";
 import { layerNorm, rmsNorm } from "../../lib/models/layers/norms.ts";
 import { patchify, unpatchify } from "../../lib/models/layers/patches.ts";
@@ -405,6 +411,39 @@ describe("8-bit activations", () => {
       expect(again).toBe(two);
     });
 
+    test(`${name}: activations that stay float32 have the values of their codes, or of the narrowest range's`, () => {
+      /** `activationGrid` and codes in float64, where a float32 quotient is rounded but once. */
+      const reference = (x: Float32Array, { scale, zeroPoint }: ActivationGrid, bits: number) =>
+        x.map((value) => {
+          const position = Math.fround(value / scale), whole = Math.floor(position), part = position - whole;
+          const nearest = part > 0.5 || (part === 0.5 && whole % 2 !== 0) ? whole + 1 : whole;
+          const code = Math.min(Math.max(nearest + zeroPoint, 0), 2 ** bits - 1);
+          return scale * (code - zeroPoint);
+        });
+      for (const cols of [1, 31, 32, 33, 257]) {
+        for (const bits of [4, 8] as const) {
+          const tokens = 7, x = gaussians(cols + bits, tokens * cols), token = (t: number) => x.subarray(t * cols, (t + 1) * cols);
+          token(0).fill(0);
+          token(1).forEach((value, i, own) => own[i] = Math.abs(value) + 1);
+          token(2).forEach((value, i, own) => own[i] = -Math.abs(value));
+          token(3).forEach((value, i, own) => own[i] = i % 5 === 4 ? -1e-4 : Math.abs(value)); // almost on one side
+          token(4).forEach((value, i, own) => own[i] = i % 5 === 4 ? 1e-4 : -Math.abs(value));
+          token(5).forEach((_, i, own) => own[i] = i % 2 === 0 ? 1e-44 : -1e-40);
+          const grid = { scale: Math.fround(0.3), zeroPoint: bits };
+          const out = roundActivations(kernels, x, tokens, { bits, grid }, new Float32Array(x.length));
+          expect(out).toEqual(reference(x, grid, bits));
+          const own = roundActivations(kernels, x, tokens, { bits }, x.slice());
+          for (let t = 0; t < tokens; t++) {
+            const range = activationGrid(Math.min(0, ...token(t)), Math.max(0, ...token(t)), bits);
+            expect(own.subarray(t * cols, (t + 1) * cols)).toEqual(reference(token(t), range, bits));
+          }
+          expect(roundActivations(withThreads(kernels, 3), x, tokens, { bits }, x.slice())).toEqual(own);
+          x[3] = NaN;
+          expect(() => roundActivations(kernels, x, tokens, { bits }, out)).toThrow(/NaN or infinity/);
+        }
+      }
+    });
+
     test(`${name}: NaN and infinity are refused`, () => {
       for (const bad of [NaN, Infinity, -Infinity]) {
         for (const at of [0, 32, 36]) {
@@ -475,7 +514,7 @@ describe("8-bit activations", () => {
     const full = { rows: 2, cols: 3, dtype: "F32", data: x } as never;
     expect(() => linearPackedInt8(scalar, { weights: full }, activations)).toThrow(/must be packed/);
     const two = quantize(scalar, { data: x, dtype: "F32" }, 2, 3, { bits: 2, scaleBits: 4 }) as never;
-    expect(() => linearPackedInt8(scalar, { weights: two }, activations)).toThrow(/got two-level scales/);
+    expect(() => linearPackedInt8(scalar, { weights: two }, activations)).toThrow(/must have one level of scales/);
   });
 });
 

@@ -7,7 +7,13 @@ import { fileURLToPath } from "node:url";
 import { resolveConfig } from "../../lib/config/mod.ts";
 import { quantizeFor } from "../../lib/interop/mod.ts";
 import { loadCalibration } from "../../lib/calibration/mod.ts";
-import { linearPackedInt8, quantizeActivations, takesIntegers } from "../../lib/models/layers/int8.ts";
+import {
+  linearPackedInt8,
+  quantizeActivations,
+  roundActivations,
+  takesIntegers,
+} from "../../lib/models/layers/int8.ts";
+import { equalTimeGroups, type LayerParameters, maskRatioAxis, TimeParameters } from "../../lib/time/mod.ts";
 import { HeldWeights } from "../../lib/models/layers/held_weights.ts";
 import { refineDit } from "../../lib/models/backward/refine.ts";
 import { loadDit, loadDream, loadModel, modelFrom } from "../../lib/models/mod.ts";
@@ -443,6 +449,77 @@ describe("models on a GPU", () => {
     } finally {
       Object.assign(DeviceMemory.prototype, { upload, download });
       DeviceArrays.prototype.hold = hold;
+      place.remove();
+    }
+  });
+
+  test("layers that depend on time run there as without time: only logits come back", async () => {
+    if (!COMPUTES || await deviceLine() === undefined) return;
+    using gpu = await openKernels({ backend: "cuda" });
+    using cpu = await openKernels({ backend: "cpu" });
+    const x = Float32Array.from({ length: 11 * 300 }, (_, i) => Math.sin(i * i));
+    for (const bits of [4, 8] as const) {
+      for (const grid of [undefined, { scale: 0.01, zeroPoint: 7 }]) {
+        const [own, wanted] = [gpu, cpu].map((kernels) =>
+          roundActivations(kernels, x, 11, { bits, grid }, new Float32Array(x.length))
+        );
+        expect(own).toEqual(wanted!);
+      }
+    }
+    const place = workplace(), { download } = DeviceMemory.prototype, { wrote } = DeviceArrays.prototype;
+    let downloads = 0;
+    try {
+      const packed = place.fresh(),
+        { config } = resolveConfig({ overrides: { solver: "round", bit_width: 4 } });
+      await quantizeCheckpoint({ input: join(MODELS, "dream-mini"), output: packed, config, kernels: cpu });
+      DeviceMemory.prototype.download = function (...parameters) {
+        downloads++;
+        download.apply(this, parameters);
+      };
+      DeviceArrays.prototype.wrote = function (array, handle) {
+        if (array instanceof Float32Array) array.fill(NaN); // until it is asked for
+        wrote.call(this, array, handle);
+      };
+      const groups = equalTimeGroups(maskRatioAxis(4), 2),
+        inputIds = Int32Array.from({ length: 16 }, (_, i) => i % 16);
+      for (const path of [join(MODELS, "dream-mini"), packed]) {
+        const { linearLayers } = loadDream(path, cpu);
+        const layers = linearLayers.map(({ name, weights }, i): [string, LayerParameters] => {
+          const each = (of: (i: number) => number) =>
+            Float32Array.from({ length: 2 * weights.rows }, (_, i) => of(i));
+          const output = { gain: each((i) => 1 + 0.1 * Math.sin(i)), bias: each((i) => 0.01 * Math.cos(i)) };
+          const activation = {
+            bits: 8,
+            scale: Float32Array.of(0.05, 0.06),
+            zeroPoint: Int32Array.of(128, 120),
+          } as const;
+          if (i % 3 === 0) return [name, { perToken: 8, output }];
+          if (!("packed" in weights) || weights.scaleBits !== undefined) {
+            return [name, { activation, output }];
+          }
+          const twice = (array: Uint16Array | undefined) => array && Uint16Array.of(...array, ...array);
+          const weightScales = { scale: twice(weights.scale)!, zeroPoint: twice(weights.zeroPoint) };
+          return [name, { perToken: 4, output, weightScales }];
+        });
+        const timeParameters = new TimeParameters(groups, new Map(layers), "");
+        for (const t of [0.5, [0.2, 0.8]]) {
+          const [own, wanted] = [gpu, cpu].map((kernels) => {
+            const model = loadDream(path, kernels, { timeParameters }), plain = loadDream(path, kernels);
+            model.forward(inputIds, 2, { t });
+            downloads = 0;
+            plain.forward(inputIds, 2);
+            const least = downloads;
+            downloads = 0;
+            const logits = model.forward(inputIds, 2, { t }).slice();
+            expect([t, downloads]).toEqual([t, least]);
+            return logits;
+          });
+          expect(apart(own!, wanted!)).toBeLessThan(0.05); // single codes differ where a sum's last bit does
+        }
+      }
+    } finally {
+      DeviceMemory.prototype.download = download;
+      DeviceArrays.prototype.wrote = wrote;
       place.remove();
     }
   });

@@ -42,10 +42,47 @@ int32_t aq_quantize_activations(const float *x, size_t tokens, size_t cols, int3
   if (kind != AQ_ACTIVATIONS_STATIC && kind != AQ_ACTIVATIONS_PER_TOKEN) return AQ_E_ARGUMENT;
   if (!aq_counts_allowed(tokens, cols)) return AQ_E_SHAPE;
   for (size_t t = 0; t < tokens && kind == AQ_ACTIVATIONS_STATIC; t++)
-    if (!(scale[t] >= 0x1p-126f && scale[t] < __builtin_inff()) || zero_point[t] < 0 || zero_point[t] >= 1 << bits)
-      return AQ_E_VALUE;
+    if (!aq_activation_grid_allowed(scale[t], zero_point[t], bits)) return AQ_E_VALUE;
   const quantize_context context = {kernels->int8, x, cols, bits, kind, codes, scale, zero_point};
   return aq_run_units(quantize_tokens, &context, tokens, tokens * cols / AQ_CHEAP, threads);
+}
+
+typedef struct {
+  const aq_int8_kernels *kernels;
+  const float *x;
+  size_t cols;
+  int32_t bits, kind;
+  aq_activation_grid given;
+  float *out;
+} round_context;
+
+static int32_t round_tokens(const void *context, size_t begin, size_t end) {
+  const round_context *c = context;
+  const float code_max = (float)((1 << c->bits) - 1);
+  for (size_t t = begin; t < end; t++) {
+    const float *x = c->x + t * c->cols;
+    aq_activation_grid grid = c->given;
+    if (c->kind == AQ_ACTIVATIONS_PER_TOKEN) {
+      float minimum, maximum;
+      if (!c->kernels->range(x, c->cols, &minimum, &maximum)) return AQ_E_NONFINITE;
+      grid = aq_covering_grid(minimum, maximum, c->bits);
+    }
+    if (!c->kernels->round(x, c->cols, grid.scale, grid.zero_point, code_max, c->out + t * c->cols))
+      return AQ_E_NONFINITE;
+  }
+  return AQ_OK;
+}
+
+int32_t aq_round_activations(const float *x, size_t tokens, size_t cols, int32_t bits, int32_t kind, float scale,
+                             int32_t zero_point, float *out, int32_t isa, int32_t threads) {
+  if (tokens == 0 || cols == 0) return AQ_OK;
+  AQ_KERNELS(isa);
+  if (!x || !out || bits < 2 || bits > 8) return AQ_E_ARGUMENT;
+  if (kind != AQ_ACTIVATIONS_STATIC && kind != AQ_ACTIVATIONS_PER_TOKEN) return AQ_E_ARGUMENT;
+  if (!aq_counts_allowed(tokens, cols)) return AQ_E_SHAPE;
+  if (kind == AQ_ACTIVATIONS_STATIC && !aq_activation_grid_allowed(scale, zero_point, bits)) return AQ_E_VALUE;
+  const round_context context = {kernels->int8, x, cols, bits, kind, {scale, (float)zero_point}, out};
+  return aq_run_units(round_tokens, &context, tokens, tokens * cols / AQ_CHEAP, threads);
 }
 
 /* Linear ------------------------------------------------------------------------------------------------- */

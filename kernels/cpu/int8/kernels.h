@@ -12,6 +12,7 @@
 #ifndef AQ_INT8_H
 #define AQ_INT8_H
 
+#include "../../arithmetic/activation.h"
 #include "../forward/linear.h"
 
 typedef struct {
@@ -21,6 +22,8 @@ typedef struct {
   /* codes[i] = x[i] / scale to nearest even + zero_point, within 0 and code_max; 0 if an element is NaN or
    * infinite */
   int (*encode)(const float *x, size_t n, float scale, float zero_point, float code_max, uint8_t *codes);
+  /* out[i] = scale (code - zero_point) of that code; out may be x */
+  int (*round)(const float *x, size_t n, float scale, float zero_point, float code_max, float *out);
 } aq_int8_kernels;
 
 extern const aq_int8_kernels aq_int8_scalar;
@@ -32,9 +35,5 @@ extern const aq_int8_kernels aq_int8_scalar;
 AQ_INLINE size_t aq_segment_cols(const aq_packed_view *view) {
   return view->groups == 1 ? AQ_SEGMENT : view->group_size;
 }
-
-/* Limits of x / scale before it is rounded: beyond them the code is 0 or the largest whatever the zero
- * point. */
-#define AQ_ENCODE_LIMIT 1024.0f
 
 #endif

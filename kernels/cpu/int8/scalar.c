@@ -17,12 +17,15 @@ static int range(const float *x, size_t n, float *minimum, float *maximum) {
 static int encode(const float *x, size_t n, float scale, float zero_point, float code_max, uint8_t *codes) {
   for (size_t i = 0; i < n; i++) {
     if (!(x[i] - x[i] == 0.0f)) return 0;
-    float position = x[i] / scale;
-    position = position < -AQ_ENCODE_LIMIT ? -AQ_ENCODE_LIMIT : position;
-    position = position > AQ_ENCODE_LIMIT ? AQ_ENCODE_LIMIT : position;
-    position = aq_round_even(position) + zero_point;
-    position = position < 0.0f ? 0.0f : position;
-    codes[i] = (uint8_t)(position > code_max ? code_max : position);
+    codes[i] = (uint8_t)aq_activation_code(x[i], scale, zero_point, code_max);
+  }
+  return 1;
+}
+
+static int round_values(const float *x, size_t n, float scale, float zero_point, float code_max, float *out) {
+  for (size_t i = 0; i < n; i++) {
+    if (!(x[i] - x[i] == 0.0f)) return 0;
+    out[i] = scale * (aq_activation_code(x[i], scale, zero_point, code_max) - zero_point);
   }
   return 1;
 }
@@ -71,4 +74,4 @@ static void linear_vector(const aq_linear_job *job, size_t token, size_t row_beg
   linear(job, token, token + 1, row_begin, row_end);
 }
 
-const aq_int8_kernels aq_int8_scalar = {{1, AQ_FEW_TOKENS, 1024.0, linear, linear_vector}, range, encode};
+const aq_int8_kernels aq_int8_scalar = {{1, AQ_FEW_TOKENS, 1024.0, linear, linear_vector}, range, encode, round_values};

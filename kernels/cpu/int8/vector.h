@@ -100,19 +100,35 @@ static int range(const float *x, size_t n, float *minimum, float *maximum) {
   return 1;
 }
 
+/* aq_activation_code. */
+AQ_INLINE vf codes_of(vf x, vf scale, vf zero, vf most) {
+  const vf limit = (vf){0} + AQ_ENCODE_LIMIT;
+  const vf position = v_round(v_min(v_max(x / scale, -limit), limit)) + zero;
+  return v_min(v_max(position, (vf){0}), most);
+}
+
 static int encode(const float *x, size_t n, float scale, float zero_point, float code_max, uint8_t *codes) {
   const vf step = (vf){0} + scale, zero = (vf){0} + zero_point, most = (vf){0} + code_max;
-  const vf limit = (vf){0} + AQ_ENCODE_LIMIT;
   vf rest = {0}; /* becomes NaN with the first that is not finite */
   size_t i = 0;
   for (; i + AQ_W <= n; i += AQ_W) {
     const vf v = v_load(x + i);
     rest += v - v;
-    const vf position = v_round(v_min(v_max(v / step, -limit), limit)) + zero;
-    const vi code = v_round_to_int(v_min(v_max(position, (vf){0}), most));
-    v_narrow_bytes(codes + i, code);
+    v_narrow_bytes(codes + i, v_round_to_int(codes_of(v, step, zero, most)));
   }
   return aq_int8_scalar.encode(x + i, n - i, scale, zero_point, code_max, codes + i) && v_total(rest) == 0.0f;
+}
+
+static int round_values(const float *x, size_t n, float scale, float zero_point, float code_max, float *out) {
+  const vf step = (vf){0} + scale, zero = (vf){0} + zero_point, most = (vf){0} + code_max;
+  vf rest = {0}; /* becomes NaN with the first that is not finite */
+  size_t i = 0;
+  for (; i + AQ_W <= n; i += AQ_W) {
+    const vf v = v_load(x + i);
+    rest += v - v;
+    v_store(out + i, step * (codes_of(v, step, zero, most) - zero));
+  }
+  return aq_int8_scalar.round(x + i, n - i, scale, zero_point, code_max, out + i) && v_total(rest) == 0.0f;
 }
 
 /* Many tokens -------------------------------------------------------------------------------------------- */
@@ -585,4 +601,4 @@ static void linear_vector(const aq_linear_job *job, size_t token, size_t row_beg
   }
 }
 
-const aq_int8_kernels AQ_NAMED(int8) = {{2 * AQ_W, AQ_FEW_TOKENS, 1024.0, linear, linear_vector}, range, encode};
+const aq_int8_kernels AQ_NAMED(int8) = {{2 * AQ_W, AQ_FEW_TOKENS, 1024.0, linear, linear_vector}, range, encode, round_values};

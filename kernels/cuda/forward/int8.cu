@@ -1,109 +1,11 @@
-/* int8.cu: activations as codes of up to 8 bits, and linear layers of such codes and packed weights on one
- * level of scales, with the bytes of the CPU's. Products of codes are added up as whole numbers within a
+/* int8.cu: linear layers of 8-bit activations and packed weights on one level of scales, with the bytes of
+ * the CPU's. Products of codes are added up as whole numbers within a
  * segment, four at a time, and segments' terms in float32, in the order of the columns:
  *
  *     sum (x - x_zero) w = sum x w - x_zero sum w        sum (x - x_zero) = sum x - x_zero columns
  *
  * Up to AQ_FEW tokens a warp has a row and some of the tokens; more are multiplied in tiles. */
 #include "../quantize/packed.h"
-
-/* Activations ------------------------------------------------------------------------------------------- */
-
-/* The smallest and the largest of a block's values, zero among them, and whether all are finite; in all
- * threads. */
-AQ_DEVICE aq_range block_range(const float *x, size_t n) {
-  __shared__ float low[AQ_BLOCK / 32], high[AQ_BLOCK / 32];
-  aq_range range = {0.0f, 0.0f, 1};
-  for (size_t i = threadIdx.x; i < n; i += AQ_BLOCK) {
-    if (!(x[i] - x[i] == 0.0f)) range.finite = 0;
-    range.minimum = x[i] < range.minimum ? x[i] : range.minimum;
-    range.maximum = x[i] > range.maximum ? x[i] : range.maximum;
-  }
-  for (int distance = 16; distance > 0; distance /= 2) {
-    const float a = __shfl_xor_sync(0xffffffffu, range.minimum, distance), b = __shfl_xor_sync(0xffffffffu, range.maximum, distance);
-    range.minimum = a < range.minimum ? a : range.minimum;
-    range.maximum = b > range.maximum ? b : range.maximum;
-  }
-  range.finite = !__syncthreads_or(!range.finite); /* and all have read what was there */
-  if (threadIdx.x % 32 == 0) {
-    low[threadIdx.x / 32] = range.minimum;
-    high[threadIdx.x / 32] = range.maximum;
-  }
-  __syncthreads();
-  for (int warp = 0; warp < AQ_BLOCK / 32; warp++) {
-    range.minimum = low[warp] < range.minimum ? low[warp] : range.minimum;
-    range.maximum = high[warp] > range.maximum ? high[warp] : range.maximum;
-  }
-  return range;
-}
-
-#define ENCODE_LIMIT 1024.0f /* of x / scale before it is rounded */
-
-struct encode_token {
-  const float *x;
-  size_t cols;
-  float code_max;
-  bool per_token;
-  uint8_t *codes;
-  float *scale;
-  int32_t *zero_point, *faults;
-  __device__ void operator()(size_t token) const {
-    const float *in = x + token * cols;
-    float step, zero;
-    int32_t fault = 0;
-    if (per_token) {
-      const aq_range range = block_range(in, cols);
-      const float wanted = range.maximum / code_max - range.minimum / code_max; /* the difference itself may overflow */
-      step = range.minimum == range.maximum ? 1.0f : wanted < 0x1p-126f ? 0x1p-126f : wanted;
-      zero = aq_round_even(-range.minimum / step);
-      zero = zero > code_max ? code_max : zero;
-      if (!range.finite) {
-        fault = AQ_FAULT_NONFINITE;
-      } else if (threadIdx.x == 0) {
-        scale[token] = step;
-        zero_point[token] = (int32_t)zero;
-      }
-    } else {
-      step = scale[token];
-      zero = (float)zero_point[token];
-      const bool allowed = step >= 0x1p-126f && step < __builtin_inff() && zero >= 0.0f && zero <= code_max;
-      if (!allowed) fault = AQ_FAULT_COLUMN_WEIGHT; /* before any in the data */
-    }
-    for (size_t i = threadIdx.x; i < cols && !fault; i += AQ_BLOCK) {
-      if (!(in[i] - in[i] == 0.0f)) fault = AQ_FAULT_NONFINITE;
-      float position = in[i] / step;
-      position = position < -ENCODE_LIMIT ? -ENCODE_LIMIT : position;
-      position = position > ENCODE_LIMIT ? ENCODE_LIMIT : position;
-      position = aq_round_even(position) + zero;
-      position = position < 0.0f ? 0.0f : position;
-      codes[token * cols + i] = (uint8_t)(position > code_max ? code_max : position);
-    }
-    if (fault) atomicOr(faults, fault);
-  }
-};
-
-int32_t aq_cuda_quantize_activations(aq_cuda_buffer x, size_t tokens, size_t cols, int32_t bits, int32_t kind,
-                                     aq_cuda_buffer codes, aq_cuda_buffer scale, aq_cuda_buffer zero_point,
-                                     aq_cuda_stream stream) {
-  if (tokens == 0 || cols == 0) return AQ_OK;
-  int32_t status;
-  const aq_stream_state *on = aq_cuda_use(stream, &status);
-  if (!on) return status;
-  if (bits < 2 || bits > 8) return AQ_E_ARGUMENT;
-  if (kind != AQ_ACTIVATIONS_STATIC && kind != AQ_ACTIVATIONS_PER_TOKEN) return AQ_E_ARGUMENT;
-  if (!aq_counts_allowed(tokens, cols)) return AQ_E_SHAPE;
-  const encode_token f = {aq_cuda_view<float>(x, tokens * cols, on, &status),
-                          cols,
-                          (float)((1 << bits) - 1),
-                          kind == AQ_ACTIVATIONS_PER_TOKEN,
-                          aq_cuda_view<uint8_t>(codes, tokens * cols, on, &status),
-                          aq_cuda_view<float>(scale, tokens, on, &status),
-                          aq_cuda_view<int32_t>(zero_point, tokens, on, &status),
-                          on->faults};
-  if (status == AQ_OK) status = aq_cuda_clear_faults(on);
-  if (status == AQ_OK) status = aq_run_rows(on, f, tokens);
-  return status == AQ_OK ? aq_cuda_read_faults(on) : status;
-}
 
 /* Codes as bytes ---------------------------------------------------------------------------------------- */
 

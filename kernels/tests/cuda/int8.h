@@ -33,6 +33,23 @@ static void quantize_tokens(int8_tokens &out, const std::vector<float> &x, int32
   out.compare(where, status == AQ_OK);
 }
 
+/* Rounded and back, apart and in place. */
+static void round_tokens(const std::vector<float> &x, size_t tokens, int32_t bits, int32_t kind, const char *where) {
+  const size_t cols = x.size() / tokens;
+  const float scale = 4.0f / (float)(1 << bits);
+  const int32_t zero = (int32_t)(random_bits() % (1u << bits));
+  const device_bytes own_x = on_device(x);
+  output apart(x.size() * 4);
+  const int32_t status = aq_round_activations(x.data(), tokens, cols, bits, kind, scale, zero, apart.of<float>(), AQ_ISA_SCALAR, 1);
+  expect_status("round_activations", where,
+                aq_cuda_round_activations(own_x.handle, tokens, cols, bits, kind, scale, zero, apart.own.handle, stream), status);
+  apart.compare("round_activations", where, status == AQ_OK);
+  require(aq_cuda_copy(own_x.handle, apart.own.handle, x.size() * 4, stream), "copy");
+  expect_status("round_activations", where,
+                aq_cuda_round_activations(apart.own.handle, tokens, cols, bits, kind, scale, zero, apart.own.handle, stream), status);
+  apart.compare("round_activations, in place", where, status == AQ_OK);
+}
+
 static void run_int8_linear(size_t tokens, size_t rows, size_t cols, int32_t bits, size_t group_size, bool symmetric, bool biased) {
   char where[120];
   snprintf(where, sizeof where, "%zu tokens, %zu x %zu, %d bits, group %zu%s", tokens, rows, cols, (int)bits, group_size,
@@ -45,6 +62,7 @@ static void run_int8_linear(size_t tokens, size_t rows, size_t cols, int32_t bit
   const std::vector<float> x = normal_values(tokens * cols, 1.0f), bias = normal_values(rows, 1.0f);
   int8_tokens codes(tokens, cols);
   quantize_tokens(codes, x, 2 + (int32_t)(random_bits() % 7), random_bits() % 2 ? AQ_ACTIVATIONS_STATIC : AQ_ACTIVATIONS_PER_TOKEN, where);
+  for (int32_t kind : {AQ_ACTIVATIONS_STATIC, AQ_ACTIVATIONS_PER_TOKEN}) round_tokens(x, tokens, 2 + (int32_t)(random_bits() % 7), kind, where);
   const device_bytes own = on_device(packed), own_scale = on_device(scale), own_zero(symmetric ? 0 : zero.data(), zero.size() * 2),
                      own_bias = on_device_or_null(bias, biased);
   output out(tokens * rows * 4);
@@ -67,6 +85,7 @@ static void run_activation_ends(void) {
       for (size_t i = 0; i < x.size(); i++) x[i] = end[i % 2];
       int8_tokens out(3, 300);
       quantize_tokens(out, x, 5, kind, "ends");
+      round_tokens(x, 3, 5, kind, "ends");
     }
   const device_bytes b = on_device(bytes(64));
   const char *where = "refusals of 8-bit activations";
@@ -87,6 +106,15 @@ static void run_activation_ends(void) {
   expect_status("kind", where, quantized(4, 8, 2), AQ_E_ARGUMENT);
   expect_status("too small", where, quantized(100, 8, AQ_ACTIVATIONS_PER_TOKEN), AQ_E_SHAPE);
   expect_status("no columns", where, aq_cuda_quantize_activations(0, 3, 0, 8, AQ_ACTIVATIONS_PER_TOKEN, 0, 0, 0, stream), AQ_OK);
+  const auto rounded = [&](size_t cols, int32_t bits, int32_t kind, float scale, int32_t zero) {
+    return aq_cuda_round_activations(b.handle, 1, cols, bits, kind, scale, zero, b.handle, stream);
+  };
+  expect_status("a bit", where, rounded(4, 1, AQ_ACTIVATIONS_PER_TOKEN, 1.0f, 0), AQ_E_ARGUMENT);
+  expect_status("kind", where, rounded(4, 8, 2, 1.0f, 0), AQ_E_ARGUMENT);
+  expect_status("too small", where, rounded(100, 8, AQ_ACTIVATIONS_STATIC, 1.0f, 0), AQ_E_SHAPE);
+  for (float scale : {0.0f, 1e-39f, INFINITY, NAN}) expect_status("a scale", where, rounded(4, 8, AQ_ACTIVATIONS_STATIC, scale, 0), AQ_E_VALUE);
+  for (int32_t zero : {-1, 256}) expect_status("a zero point", where, rounded(4, 8, AQ_ACTIVATIONS_STATIC, 1.0f, zero), AQ_E_VALUE);
+  expect_status("no tokens", where, aq_cuda_round_activations(0, 0, 4, 8, AQ_ACTIVATIONS_STATIC, 1.0f, 0, 0, stream), AQ_OK);
   const auto multiplied = [&](size_t tokens, size_t cols, int32_t bits, size_t group_size) {
     return aq_cuda_linear_packed_int8(b.handle, b.handle, b.handle, tokens, b.handle, b.handle, 0, 0, 1, cols, bits, group_size, b.handle, stream);
   };

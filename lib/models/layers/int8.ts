@@ -65,6 +65,16 @@ function checkActivations(doing: string, activations: QuantizedActivations): voi
   checkArray(doing, "activation zeroPoint", zeroPoint, tokens, "int32 values");
 }
 
+/** The scale as the kernels read it. */
+function checkGrid({ scale, zeroPoint }: ActivationGrid, bits: number): number {
+  const rounded = Math.fround(scale);
+  if (!(rounded >= MIN_SCALE && rounded < Infinity)) {
+    throw new RangeError(`Cannot ${DOING}: a scale must be a float32 of at least 2^-126, got ${scale}`);
+  }
+  checkWhole(DOING, "a zero point", zeroPoint, 0, 2 ** bits - 1);
+  return rounded;
+}
+
 /**
  * Writes static parameters, one pair for all tokens or one each, into the arrays that the kernel reads.
  *
@@ -74,18 +84,13 @@ export function giveGrid(
   given: ActivationGrid | readonly ActivationGrid[],
   { tokens, bits, scale, zeroPoint }: QuantizedActivations,
 ): void {
-  const doing = DOING;
-  const isOne = "scale" in given, most = 2 ** bits - 1;
+  const isOne = "scale" in given;
   if (!isOne && given.length !== tokens) {
-    throw new TypeError(`Cannot ${doing}: ${tokens} tokens must have parameters each, got ${given.length}`);
+    throw new TypeError(`Cannot ${DOING}: ${tokens} tokens must have parameters each, got ${given.length}`);
   }
   for (let t = 0; t < tokens; t++) {
-    const own = isOne ? given : given[t]!, rounded = Math.fround(own.scale);
-    if (!(rounded >= MIN_SCALE && rounded < Infinity)) {
-      throw new RangeError(`Cannot ${doing}: a scale must be a float32 of at least 2^-126, got ${own.scale}`);
-    }
-    checkWhole(doing, "a zero point", own.zeroPoint, 0, most);
-    scale[t] = rounded;
+    const own = isOne ? given : given[t]!;
+    scale[t] = checkGrid(own, bits);
     zeroPoint[t] = own.zeroPoint;
   }
 }
@@ -126,7 +131,7 @@ export function quantizeActivations(
     );
   }
   if (grid !== undefined) giveGrid(grid, out);
-  roundActivations(kernels, x, out, grid !== undefined);
+  encodeActivations(kernels, x, out, grid !== undefined);
   return out;
 }
 
@@ -136,7 +141,7 @@ export function quantizeActivations(
  *
  * @throws {KernelError} when `x` has NaN or infinity
  */
-export function roundActivations(
+export function encodeActivations(
   kernels: Kernels,
   x: Float32Array,
   { tokens, cols, bits, codes, scale, zeroPoint }: QuantizedActivations,
@@ -157,6 +162,40 @@ export type IntegerWeights = OneLevelTensor | (TwoLevelTensor & { readonly codes
 export function takesIntegers(weights: Matrix): weights is IntegerWeights {
   return "packed" in weights &&
     (weights.scaleBits === undefined || (weights.codes === "trellis" && !isRotated(weights)));
+}
+
+/** How activations are rounded that stay float32. */
+export interface RoundActivationsOptions {
+  /** 2 to 8. */
+  readonly bits: number;
+  /** Static parameters; default those of the narrowest range that covers a token's values and zero. */
+  readonly grid?: ActivationGrid | undefined;
+}
+
+/**
+ * Activations rounded to codes and back: `scale · (code − zeroPoint)`, with static parameters the numbers
+ * that {@linkcode quantizeActivations} makes codes of.
+ *
+ * **Shapes** `x: f32[tokens, cols]` → `out: f32[tokens, cols]`, which may be `x`
+ *
+ * @throws {RangeError} when bits, scale or zero point are not allowed
+ * @throws {KernelError} when `x` has NaN or infinity
+ */
+export function roundActivations(
+  kernels: Kernels,
+  x: Float32Array,
+  tokens: number,
+  { bits, grid }: RoundActivationsOptions,
+  out: Floats,
+): Floats {
+  checkCounts(DOING, { tokens });
+  checkFloats(DOING, { out: [out, x.length] });
+  if (grid !== undefined) checkGrid(grid, bits);
+  const { scale, zeroPoint } = grid ?? { scale: 1, zeroPoint: 0 },
+    mode = grid === undefined ? PER_TOKEN : STATIC;
+  const cols = tokens === 0 ? 0 : x.length / tokens;
+  native.roundActivations(kernels, DOING, x, tokens, cols, bits, mode, scale, zeroPoint, out);
+  return out;
 }
 
 /** A linear layer that the integer kernels take. */
@@ -192,7 +231,7 @@ export function linearPackedInt8(
   return out;
 }
 
-/** {@linkcode linearPackedInt8} of activations that a kernel has rounded: their numbers are not looked at. */
+/** {@linkcode linearPackedInt8} of activations that a kernel has rounded: their numbers are not checked. */
 export function multiplyCodes(
   kernels: Kernels,
   { weights, bias }: IntegerLayer,

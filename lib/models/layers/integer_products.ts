@@ -10,12 +10,14 @@ import { type OneLevelTensor, packedWords } from "../../quant/packed/layout.ts";
 import { shown } from "../model_config.ts";
 import {
   type ActivationPrecision,
+  encodeActivations,
   giveGrid,
   type IntegerWeights,
   multiplyCodes,
   type QuantizeActivationsOptions,
   type QuantizedActivations,
   roundActivations,
+  type RoundActivationsOptions,
   takesIntegers,
 } from "./int8.ts";
 import { type DenseMatrix, linear } from "./linear.ts";
@@ -80,8 +82,18 @@ export class IntegerProducts {
     }
     arrays.hold(codes.codes, true);
     for (const array of parameters) arrays.hold(array, grid === undefined);
+    this.#reading(name, () => encodeActivations(this.kernels, x, codes, grid !== undefined));
+    multiplyCodes(this.kernels, { weights, bias }, codes, out);
+  }
+
+  /** A layer's input rounded in float32. @throws {WeightsError} when it is not finite */
+  round(name: string, x: Float32Array, count: number, options: RoundActivationsOptions, out: Floats): Floats {
+    return this.#reading(name, () => roundActivations(this.kernels, x, count, options, out));
+  }
+
+  #reading<Result>(name: string, run: () => Result): Result {
     try {
-      roundActivations(this.kernels, x, codes, grid !== undefined);
+      return run();
     } catch (error) {
       if (!(error instanceof KernelError && error.status === E_NONFINITE)) throw error;
       throw new WeightsError(
@@ -91,7 +103,6 @@ export class IntegerProducts {
         { path: this.path, tensor: name },
       );
     }
-    multiplyCodes(this.kernels, { weights, bias }, codes, out);
   }
 
   /** Weights of 8 bits, a scale and a zero point a row; undefined where those cannot be stored. Scratch. */

@@ -140,7 +140,7 @@ export abstract class LoadedWeights<Config, Parts> {
       { arrays } = kernels;
     const run: Pass<Config, Parts>["run"] = (layer, x, count, out, positions) => {
       if (timeAware === undefined) return products.linear(withWeights(layer, weights), x, count, out);
-      timeAware.linear(layer, arrays.release(x), count, arrays.release(out), positions, tokens);
+      timeAware.linear(layer, x, count, out, positions, tokens);
     };
     // Plain weights beside others are there to be solved for: kernels read what comes of it.
     const isCopied = (own: Matrix) => "packed" in own || (weights === undefined && !products.roundsWeights);

@@ -4,16 +4,10 @@
  * without a branch per weight.
  *
  * Quantized activations go through the integer kernels where the layer is packed with one level of scales;
- * elsewhere they are rounded in float32 (`fakeQuantize`): to the same values with static parameters, to about
- * the same per token, where the integer kernel computes the parameters in another way.
+ * elsewhere they are rounded in float32: to the same values with static parameters, to about the same per
+ * token, where the integer kernel computes the parameters in another way.
  */
-import {
-  type ActivationGrid,
-  fakeQuantize,
-  fakeQuantizePerToken,
-  type SelectedParameters,
-  type TimeParameters,
-} from "../../time/mod.ts";
+import type { ActivationGrid, SelectedParameters, TimeParameters } from "../../time/mod.ts";
 import { groupCount, type OneLevelTensor } from "../../quant/mod.ts";
 import type { Kernels } from "../../native/mod.ts";
 import { modulate } from "./elementwise.ts";
@@ -37,11 +31,8 @@ interface Prepared {
   /** Name of the scratch for rounded activations: layers as wide share it. */
   readonly scratch: string;
   readonly gainLessOne: Floats | undefined;
-  readonly correction: Floats | undefined;
-  /** The layer's bias, where the output is corrected. */
-  readonly bias: Floats | undefined;
-  /** Scratch for the sum of both, shared by the layer's times. */
-  readonly shift: Floats;
+  /** What is added to the output where it is corrected, the layer's bias included. */
+  readonly shift: Floats | undefined;
 }
 
 /** θ bound to a model's linear layers. */
@@ -78,14 +69,14 @@ export class TimeAwareLayers {
           }`,
         );
       }
-      const seen = new Map<SelectedParameters, Prepared>();
-      const shift = new Float32Array(layer.weights.rows);
+      const seen = new Map<SelectedParameters, Prepared>(), shifts = new Map<Floats, Floats>();
       prepared.set(
         layer,
         Array.from({ length: parameters.groups.axis.bins }, (_, bin) => {
           const selected = parameters.atBin(name, bin)!;
-          const made = seen.get(selected) ?? prepare(layer, selected, shift, path);
+          const made = seen.get(selected) ?? prepare(layer, selected, shifts, path);
           seen.set(selected, made);
+          for (const array of constantsOf(made)) kernels.arrays.constant(array);
           return made;
         }),
       );
@@ -149,27 +140,38 @@ export class TimeAwareLayers {
   }
 
   #run(prepared: Prepared, x: Float32Array, count: number, out: Floats): void {
-    const { layer, gainLessOne, correction, bias, shift } = prepared;
-    const { grid, bits, integer, isPerToken } = prepared, kernels = this.#kernels;
+    const { layer, gainLessOne, shift, grid, bits, integer, isPerToken } = prepared, kernels = this.#kernels;
     if (grid === undefined && !isPerToken) this.#products.linear(layer, x, count, out);
-    else if (integer === undefined) linear(kernels, layer, this.#rounded(prepared, x), count, out);
+    else if (integer === undefined) linear(kernels, layer, this.#rounded(prepared, x, count), count, out);
     else this.#products.multiply(layer, integer, x, count, out, { bits, grid });
     if (gainLessOne !== undefined) {
-      const cols = layer.weights.rows;
-      for (let i = 0; i < cols; i++) shift[i] = correction![i]! + (bias === undefined ? 0 : bias[i]!);
-      modulate(kernels, out, { scale: gainLessOne, shift }, { batch: 1, tokens: count, cols }, out);
+      const shape = { batch: 1, tokens: count, cols: layer.weights.rows };
+      modulate(kernels, out, { scale: gainLessOne, shift: shift! }, shape, out);
     }
   }
 
   /** Quantized activations, in float32. */
-  #rounded({ layer: { weights: { cols } }, grid, bits, scratch }: Prepared, x: Float32Array): Floats {
-    const out = this.#workspace.take(scratch, x.length);
-    if (grid !== undefined) return fakeQuantize(x, grid, bits, out) as Floats;
-    return fakeQuantizePerToken(x, cols, bits, out);
+  #rounded({ layer, grid, bits, scratch }: Prepared, x: Float32Array, count: number): Floats {
+    const out = this.#kernels.arrays.hold(this.#workspace.take(scratch, x.length), true);
+    return this.#products.round(layer.name, x, count, { bits, grid }, out);
   }
 }
 
-function prepare(layer: LinearLayer, selected: SelectedParameters, shift: Floats, path: string): Prepared {
+/** Arrays of a time that kernels read. */
+function constantsOf({ layer: { weights }, gainLessOne, shift }: Prepared): ArrayBufferView[] {
+  const scales = "packed" in weights && weights.scaleBits === undefined
+    ? [weights.scale, weights.zeroPoint]
+    : [];
+  return [...scales, gainLessOne, shift].filter((array) => array !== undefined);
+}
+
+/** @param shifts by the correction that the layer's bias is added to, of times that were prepared before */
+function prepare(
+  layer: LinearLayer,
+  selected: SelectedParameters,
+  shifts: Map<Floats, Floats>,
+  path: string,
+): Prepared {
   const { weights, bias } = layer;
   const fail = (reason: string) =>
     new TypeError(
@@ -199,6 +201,11 @@ function prepare(layer: LinearLayer, selected: SelectedParameters, shift: Floats
     own = { ...weights, scale: weightScale, zeroPoint: weightZeroPoint } satisfies OneLevelTensor;
   }
   const isCorrected = gainLessOne !== undefined;
+  let shift = correction;
+  if (isCorrected && bias !== undefined) {
+    shift = shifts.get(correction!) ?? correction!.map((value, i) => value + bias[i]!);
+    shifts.set(correction!, shift);
+  }
   return {
     layer: { name: layer.name, weights: own, bias: isCorrected ? undefined : bias },
     grid: selected.grid,
@@ -207,8 +214,6 @@ function prepare(layer: LinearLayer, selected: SelectedParameters, shift: Floats
     integer: takesIntegers(own) ? own : undefined,
     scratch: `activations ${weights.cols}`,
     gainLessOne,
-    correction: isCorrected ? correction! : undefined,
-    bias: isCorrected ? bias : undefined,
     shift,
   };
 }

@@ -148,9 +148,9 @@ export function* stageOfHead(
   const count = hidden.length / cols, input = normed ?? workspace.take("normed", hidden.length);
   rmsNorm(kernels, hidden, { rows: count, cols, weight: parts.finalNorm, epsilon }, input);
   yield { layers: [parts.head], x: input, rows: count };
-  const logits = workspace.take("logits", count * config.vocabularySize);
+  const logits = kernels.arrays.hold(workspace.take("logits", count * config.vocabularySize), true);
   pass.linear(parts.head, input, count, logits, rows);
-  scaleInPlace(logits, config.logitScale);
+  scaleInPlace(kernels.arrays.release(logits), config.logitScale);
   return logits;
 }
 
