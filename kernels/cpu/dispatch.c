@@ -65,7 +65,7 @@ static int has_byte_dot(void) {
   extern const aq_backward_kernels aq_backward_##set;
 
 AQ_DECLARE(scalar)
-extern aq_levels_function aq_levels_2_scalar, aq_levels_3_scalar, aq_levels_2_tables, aq_levels_3_tables;
+extern aq_levels_function aq_levels_2_scalar, aq_levels_3_scalar;
 #if defined(AQ_BUILD_AVX2)
 AQ_DECLARE(avx2)
 extern aq_levels_function aq_levels_2_avx2, aq_levels_3_avx2;

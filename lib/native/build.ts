@@ -57,7 +57,6 @@ const COMMON_SOURCES = [
   "trellis/api.c",
   "trellis/rotation.c",
   "trellis/scalar.c",
-  "trellis/tables.c",
 ];
 
 const AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c"];
@@ -96,7 +95,7 @@ export function nativePlan(platform: string, architecture: string): BuildPlan {
     );
   } else if (architecture === "arm64") {
     flags.push("-DAQ_BUILD_NEON");
-    units.push(...unitsOf(["isa/neon.c", "int8/neon.c", "trellis/neon.c"]));
+    units.push(...unitsOf(["isa/neon.c", "int8/neon.c"]));
     units.push(...unitsOf(["int8/neon_dot.c"], ["-march=armv8.2-a+dotprod"]));
   }
   return {
@@ -110,7 +109,7 @@ export function nativePlan(platform: string, architecture: string): BuildPlan {
 
 /** The plan of the embedded WebAssembly module: one command, clang and lld. */
 export const WASM_PLAN: BuildPlan = {
-  units: unitsOf([...COMMON_SOURCES, "isa/simd128.c", "int8/simd128.c", "trellis/simd128.c"]),
+  units: unitsOf([...COMMON_SOURCES, "isa/simd128.c", "int8/simd128.c"]),
   flags: [
     ...COMMON_FLAGS,
     "--target=wasm32",

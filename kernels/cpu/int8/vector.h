@@ -16,9 +16,14 @@
  *   AQ_OWN_WIDE: 1 if products of 8 bits are other code than those of fewer
  *   AQ_PAIRS(bits), optional: 1 if panels of this width hold pairs of 16-bit numbers; then also
  *     v_dot_pairs(sum, w, x)
+ *   AQ_OWN_LEVELS, optional: 1 if it has what levels.h expects
  */
 #include "../isa/lanes.h"
 #include "kernels.h"
+
+#if !defined(AQ_OWN_LEVELS)
+#define AQ_OWN_LEVELS 0
+#endif
 
 #define AQ_KC AQ_SEGMENT     /* columns of a panel */
 #define AQ_XS (AQ_KC + 64)   /* elements from one token of a tile to the next: not a power of two */
@@ -484,6 +489,8 @@ typedef vi (*products_function)(const uint8_t *from, const uint8_t *x, vi zero, 
 
 AQ_RUNS(2) AQ_RUNS(3) AQ_RUNS(4) AQ_RUNS(7) AQ_RUNS(8)
 
+#include "levels.h"
+
 /* By width, and by the logarithm of the run. */
 static const products_function products[5][AQ_W == 16 ? 5 : AQ_W == 8 ? 4 : 3] = {
     AQ_RUN_ENTRY(2), AQ_RUN_ENTRY(3), AQ_RUN_ENTRY(4), AQ_RUN_ENTRY(8), AQ_RUN_ENTRY(7)};
@@ -497,7 +504,29 @@ typedef struct {
   vi zero;            /* bytes */
   products_function products;
   size_t steps;
+  const level_x *ordered; /* x for levels in registers; null: they are stored as codes */
+  int32_t x_zero;
 } vector_block;
+
+/* Whole sums of AQ_W segments of trellis codes from column `from` of the block on. */
+AQ_INLINE vi products_of_levels(const aq_packed_view *view, size_t row, const vector_block *b, size_t from) {
+  const levels_function function = view->bits == 2 ? level_products_2 : level_products_3;
+  return function((const uint8_t *)(view->packed + row * view->words), 4 * view->words,
+                  (b->col + from) / 8 * (size_t)view->bits, b->ordered + from, b->x_zero,
+                  aq_segment_cols(view) / AQ_LEVEL_COLS, b->n - from);
+}
+
+/* Whole sums of AQ_W segments, the first of which is `s`, of codes from byte `from` on. */
+AQ_INLINE vi code_products(const vector_block *b, const uint8_t *from, size_t s, size_t size, size_t bits) {
+  const uint8_t *codes = from + s * size / 8 * bits;
+  uint8_t last[AQ_W * AQ_SEGMENT];
+  if ((s + AQ_W) * size > b->n) { /* the row's end: nothing is read behind it */
+    __builtin_memset(last, 0, AQ_W * size / 8 * bits);
+    copy_end(codes, b->n - s * size, (int32_t)bits, last);
+    codes = last;
+  }
+  return b->products(codes, b->x + s * size, b->zero, b->steps);
+}
 
 /* terms[s] = scale (I - zero A) of a row's segments */
 static void row_terms(const aq_packed_view *view, size_t row, const vector_block *b, float *terms) {
@@ -506,20 +535,14 @@ static void row_terms(const aq_packed_view *view, size_t row, const vector_block
   const size_t group = row * view->groups + b->group;
   const vf middle = (vf){0} + (float)(1 << (bits - 1));
   _Alignas(64) uint8_t level_codes[AQ_VECTOR_COLS + AQ_QUADS];
-  if (view->levels) {
+  const int found = b->ordered != 0; /* levels in registers */
+  if (view->levels && !found) {
     row_levels(view, row, b->col, b->n, level_codes);
     for (size_t i = 0; i < b->n; i += AQ_QUADS) v_store_int(level_codes + i, codes_of_levels(v_load_int(level_codes + i)));
     from = level_codes;
   }
   for (size_t s = 0; s < b->segments; s += AQ_W) {
-    const uint8_t *codes = from + s * size / 8 * bits;
-    uint8_t last[AQ_W * AQ_SEGMENT];
-    if ((s + AQ_W) * size > b->n) { /* the row's end: nothing is read behind it */
-      __builtin_memset(last, 0, AQ_W * size / 8 * bits);
-      copy_end(codes, b->n - s * size, (int32_t)bits, last);
-      codes = last;
-    }
-    const vi whole = b->products(codes, b->x + s * size, b->zero, b->steps);
+    const vi whole = found ? products_of_levels(view, row, b, s * size) : code_products(b, from, s, size, bits);
     vf scale, zero_point = middle;
     if (view->groups > 1 && s + AQ_W <= b->segments) {
       __builtin_prefetch(view->scale + group + s + 256);
@@ -537,8 +560,8 @@ static void row_terms(const aq_packed_view *view, size_t row, const vector_block
     }
     const vf sum = v_load(b->sums + s), products = __builtin_convertvector(whole, vf);
     if (view->levels) {
-      const vf level_products = products - (float)AQ_LEVEL_ZERO * sum;
-      v_store(terms + s, scale * AQ_TRELLIS_UNIT * level_products + zero_point * sum);
+      const vf of_levels = found ? products : products - (float)AQ_LEVEL_ZERO * sum;
+      v_store(terms + s, scale * AQ_TRELLIS_UNIT * of_levels + zero_point * sum);
     } else {
       const vf shift = zero_point * sum;
       v_store(terms + s, scale * (products - shift));
@@ -571,8 +594,11 @@ static void linear_vector(const aq_linear_job *job, size_t token, size_t row_beg
       for (size_t plane = 0; plane < planes; plane++)
         for (size_t j = 0; j < AQ_QUADS && i + j * planes + plane < n; j++)
           x[i + plane * AQ_QUADS + j] = (uint8_t)(codes[i + j * planes + plane] - AQ_OFFSET);
+    level_x ordered[AQ_VECTOR_COLS];
+    const int found = AQ_OWN_LEVELS && view->levels && size >= AQ_LEVEL_COLS; /* levels in registers */
+    if (found) order_for_levels(codes, n, zero, view->bits, ordered);
     const vector_block block = {col, n, segments, view->groups == 1 ? 0 : col / size, x, sums,
-                                v_splat_bytes(zero - AQ_OFFSET), function, lanes / run};
+                                v_splat_bytes(zero - AQ_OFFSET), function, lanes / run, found ? ordered : 0, zero};
     for (size_t row = row_begin; row < row_end; row += AQ_W) {
       /* rows in the lanes: every row's segments are added up one after the other, the rows at once */
       const size_t rows = aq_min_size(AQ_W, row_end - row);
