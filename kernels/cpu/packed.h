@@ -28,11 +28,11 @@ typedef struct {
  * nothing behind the row's packed bytes, and may write up to AQ_LEVELS_BEHIND numbers behind the last. */
 typedef void aq_levels_function(const uint8_t *row, size_t bytes, size_t col, size_t n, int8_t *levels);
 #define AQ_LEVELS_BEHIND 127
-extern const int8_t aq_trellis_levels_2[AQ_TRELLIS_WINDOWS(2)], aq_trellis_levels_3[AQ_TRELLIS_WINDOWS(3)];
+extern const int8_t aq_trellis_terms[2][32]; /* of 2 and of 3 bits */
 
 /* Level of weight `i` of a row, one by one. */
 static inline int32_t aq_trellis_level(const uint8_t *row, size_t i, int32_t bits) {
-  return (bits == 2 ? aq_trellis_levels_2 : aq_trellis_levels_3)[aq_trellis_window(row, i, bits)];
+  return aq_trellis_level_of(aq_trellis_terms[bits - 2], aq_trellis_window(row, i, bits), bits);
 }
 
 typedef struct {

@@ -4,8 +4,8 @@
 
 int32_t aq_trellis_table(int32_t bits, float *levels) {
   if (!levels || !aq_trellis_bits_allowed(bits)) return AQ_E_ARGUMENT;
-  const int8_t *own = bits == 2 ? aq_trellis_levels_2 : aq_trellis_levels_3;
-  for (size_t i = 0; i < AQ_TRELLIS_WINDOWS(bits); i++) levels[i] = (float)own[i] * AQ_TRELLIS_UNIT;
+  for (uint32_t w = 0; w < AQ_TRELLIS_WINDOWS(bits); w++)
+    levels[w] = (float)aq_trellis_level_of(aq_trellis_terms[bits - 2], w, bits) * AQ_TRELLIS_UNIT;
   return AQ_OK;
 }
 

@@ -1,8 +1,7 @@
 /* trellis/scalar.c: the levels of trellis codes one by one: the oracle. */
 #include "../packed.h"
 
-_Alignas(64) const int8_t aq_trellis_levels_2[AQ_TRELLIS_WINDOWS(2)] = {AQ_TRELLIS_LEVELS_2};
-_Alignas(64) const int8_t aq_trellis_levels_3[AQ_TRELLIS_WINDOWS(3)] = {AQ_TRELLIS_LEVELS_3};
+_Alignas(16) const int8_t aq_trellis_terms[2][32] = {{AQ_TRELLIS_TERMS_2}, {AQ_TRELLIS_TERMS_3}};
 
 aq_levels_function aq_levels_2_scalar, aq_levels_3_scalar;
 

@@ -1,5 +1,6 @@
 /* products.cu: matrices of trellis codes: dequantizing, and products with float32 and 8-bit activations. The
- * levels' table lies in shared memory. Float32 activations of many tokens go through tensor cores. */
+ * terms of levels lie in shared memory, in eight banks, so that lanes never wait for each other. Float32
+ * activations of many tokens go through tensor cores. */
 #include "../tensor.h"
 
 #include "../../arithmetic/trellis.h"
@@ -14,30 +15,35 @@ struct aq_trellis {
   const uint16_t *scale, *offset;
 };
 
-static __device__ const int8_t levels_2[AQ_TRELLIS_WINDOWS(2)] = {AQ_TRELLIS_LEVELS_2};
-static __device__ const int8_t levels_3[AQ_TRELLIS_WINDOWS(3)] = {AQ_TRELLIS_LEVELS_3};
+static __device__ const int8_t all_terms[2][32] = {{AQ_TRELLIS_TERMS_2}, {AQ_TRELLIS_TERMS_3}};
 
-/* The table in a block's shared memory; every thread calls. */
-AQ_DEVICE const int8_t *shared_levels(int32_t bits) {
-  __shared__ int8_t levels[AQ_TRELLIS_WINDOWS(3)];
-  const int8_t *from = bits == 2 ? levels_2 : levels_3;
-  for (size_t i = threadIdx.x; i < AQ_TRELLIS_WINDOWS(bits); i += blockDim.x) levels[i] = from[i];
+/* The terms in a block's shared memory; every thread calls. */
+AQ_DEVICE const int8_t *shared_terms(int32_t bits) {
+  __shared__ int8_t terms[32];
+  for (size_t i = threadIdx.x; i < 32; i += blockDim.x) terms[i] = all_terms[bits - 2][i];
   __syncthreads();
-  return levels;
+  return terms;
 }
 
-/* The windows of 16 codes: that of code i begins at bit bits * i + 2. Those of 2 bits fill a word; of 3 bits,
- * a word and half of the next, or half of a word and the next. */
-AQ_DEVICE uint64_t windows_of(const aq_trellis &m, size_t row, size_t sixteen) {
+/* The windows of 16 codes, that of code i from bit bits * i + 2 on, and their mixed bits, the second place of
+ * code i from there on. */
+struct aq_windows {
+  uint64_t own, mixed;
+};
+
+/* Windows of 2 bits fill a word; of 3 bits, a word and half of the next, or half of a word and the next. */
+AQ_DEVICE aq_windows windows_of(const aq_trellis &m, size_t row, size_t sixteen) {
   const uint32_t *from = m.packed + row * m.layout.words;
   const size_t half = sixteen * (size_t)m.layout.bits, word = half / 2;
   const uint32_t next = m.layout.bits == 3 && word + 1 < m.layout.words ? from[word + 1] : 0;
   const uint64_t stream = (uint64_t)next << 32 | from[word];
-  return half % 2 ? stream >> 8 : stream << 8 | (word == 0 ? 0 : from[word - 1] >> 24);
+  const uint64_t own = half % 2 ? stream >> 8 : stream << 8 | (word == 0 ? 0 : from[word - 1] >> 24);
+  return {own, own ^ own >> 2 ^ own >> (m.layout.bits + 2)};
 }
 
-AQ_DEVICE int32_t level_of(const aq_trellis &m, const int8_t *levels, uint64_t windows, int i) {
-  return levels[windows >> (m.layout.bits * i + 2) & (AQ_TRELLIS_WINDOWS(m.layout.bits) - 1)];
+AQ_DEVICE int32_t level_of(int bits, const int8_t *terms, const aq_windows &windows, int i) {
+  const int at = bits * i + 2;
+  return terms[windows.own >> (at + 2) & 15] + terms[16 + (windows.mixed >> at & 15)];
 }
 
 AQ_DEVICE size_t group_of(const aq_trellis &m, size_t row, size_t col) {
@@ -54,29 +60,29 @@ AQ_DEVICE void store_weight(float w, void *out, size_t at) {
     ((uint16_t *)out)[at] = DTYPE == AQ_F16 ? aq_half_from_float(w) : aq_bfloat_from_float(w);
 }
 
-AQ_DEVICE float weight_at(const aq_trellis &m, const int8_t *levels, size_t row, size_t col) {
+AQ_DEVICE float weight_at(const aq_trellis &m, const int8_t *terms, size_t row, size_t col) {
   const size_t group = group_of(m, row, col);
-  const int32_t level = level_of(m, levels, windows_of(m, row, col / 16), (int)(col % 16));
+  const int32_t level = level_of(m.layout.bits, terms, windows_of(m, row, col / 16), (int)(col % 16));
   return aq_trellis_weight(level, aq_float_from_half(m.scale[group]), aq_float_from_half(m.offset[group]));
 }
 
 /* Threads side by side write weights side by side. */
 template <int DTYPE>
 static __global__ void dequantize(aq_trellis m, void *out) {
-  const int8_t *levels = shared_levels(m.layout.bits);
+  const int8_t *terms = shared_terms(m.layout.bits);
   for (size_t at = aq_thread(); at < m.layout.rows * m.layout.cols; at += aq_all_threads()) {
     const size_t row = aq_quotient(at, m.layout.cols);
-    store_weight<DTYPE>(weight_at(m, levels, row, at - row * m.layout.cols), out, at);
+    store_weight<DTYPE>(weight_at(m, terms, row, at - row * m.layout.cols), out, at);
   }
 }
 
 /* The parts of rows from `row` on, zeros behind the columns. */
 static __global__ void split_rows(aq_trellis m, size_t row, aq_parts parts) {
-  const int8_t *levels = shared_levels(m.layout.bits);
+  const int8_t *terms = shared_terms(m.layout.bits);
   for (size_t at = aq_thread(); at < parts.rows * parts.stride; at += aq_all_threads()) {
     const size_t own = aq_quotient(at, parts.stride), col = at - own * parts.stride;
     float value = 0.0f;
-    if (col < m.layout.cols) value = weight_at(m, levels, row + own, col);
+    if (col < m.layout.cols) value = weight_at(m, terms, row + own, col);
     aq_split(value, parts.high + at, parts.low + at);
   }
 }
@@ -109,23 +115,29 @@ AQ_DEVICE bool next_place(const aq_layout &layout, size_t tokens, size_t unit, a
        unit += aq_all_threads() / AQ_WARP)
 
 /* A lane has every 32nd 16 codes of a row; the lanes' sums are added in pairs, always the same ones. */
+template <int BITS>
 static __global__ void multiply_floats(aq_trellis m, const float *x, size_t tokens, const float *bias, float *out) {
-  const int8_t *levels = shared_levels(m.layout.bits);
+  const int8_t *terms = shared_terms(m.layout.bits);
   const size_t cols = m.layout.cols;
   AQ_FOR_PLACES(m.layout, tokens, p) {
     float sums[AQ_TOKENS] = {0};
     for (size_t col = 16 * p.lane; col < cols; col += 16 * AQ_WARP) {
       const size_t n = aq_smaller(16, cols - col), group = group_of(m, p.row, col);
-      const uint64_t windows = windows_of(m, p.row, col / 16);
+      const aq_windows windows = windows_of(m, p.row, col / 16);
       const float scale = aq_float_from_half(m.scale[group]) * AQ_TRELLIS_UNIT;
       const float offset = aq_float_from_half(m.offset[group]);
+      float levels[16]; /* for all tokens */
+#pragma unroll
+      for (int i = 0; i < 16; i++) levels[i] = (float)level_of(BITS, terms, windows, i);
 #pragma unroll
       for (int t = 0; t < AQ_TOKENS; t++) {
         if ((size_t)t >= p.tokens) break;
         const float *from = x + (p.token + (size_t)t) * cols + col;
         float products = 0.0f, sum = 0.0f;
-        for (int i = 0; (size_t)i < n; i++) {
-          products = fmaf((float)level_of(m, levels, windows, i), from[i], products);
+#pragma unroll
+        for (int i = 0; i < 16; i++) {
+          if ((size_t)i >= n) break;
+          products = fmaf(levels[i], from[i], products);
           sum += from[i];
         }
         sums[t] = fmaf(scale, products, fmaf(offset, sum, sums[t]));
@@ -146,22 +158,26 @@ struct aq_token_codes {
 };
 
 /* Whole sums of a segment, x less its zero point times levels, and x less its zero point. */
-AQ_DEVICE void segment_sums(const aq_trellis &m, const int8_t *levels, size_t row, size_t begin, size_t end,
+template <int BITS>
+AQ_DEVICE void segment_sums(const aq_trellis &m, const int8_t *terms, size_t row, size_t begin, size_t end,
                             const uint8_t *x, int32_t zero, int32_t *products, int32_t *sum) {
   *products = *sum = 0;
   for (size_t col = begin; col < end; col += 16) {
-    const uint64_t windows = windows_of(m, row, col / 16);
-    for (int i = 0; i < 16 && col + (size_t)i < end; i++) {
+    const aq_windows windows = windows_of(m, row, col / 16);
+#pragma unroll
+    for (int i = 0; i < 16; i++) {
+      if (col + (size_t)i >= end) break;
       const int32_t value = x[col + (size_t)i] - zero;
-      *products += value * level_of(m, levels, windows, i);
+      *products += value * level_of(BITS, terms, windows, i);
       *sum += value;
     }
   }
 }
 
 /* The bytes of the CPU's: a lane has every 32nd segment, and terms are added in the order of the columns. */
+template <int BITS>
 static __global__ void multiply_bytes(aq_trellis m, aq_token_codes x, size_t tokens, const float *bias, float *out) {
-  const int8_t *levels = shared_levels(m.layout.bits);
+  const int8_t *terms = shared_terms(m.layout.bits);
   const size_t cols = m.layout.cols, size = m.layout.groups == 1 ? AQ_SEGMENT : m.layout.group_size;
   const size_t segments = cols ? (cols - 1) / size + 1 : 0;
   AQ_FOR_PLACES(m.layout, tokens, p) {
@@ -173,7 +189,7 @@ static __global__ void multiply_bytes(aq_trellis m, aq_token_codes x, size_t tok
         if (segment < segments) {
           int32_t products, sum;
           const size_t group = group_of(m, p.row, begin);
-          segment_sums(m, levels, p.row, begin, aq_smaller(begin + size, cols), x.codes + t * cols, x.zero[t], &products,
+          segment_sums<BITS>(m, terms, p.row, begin, aq_smaller(begin + size, cols), x.codes + t * cols, x.zero[t], &products,
                        &sum);
           const float weighted = aq_float_from_half(m.scale[group]) * AQ_TRELLIS_UNIT * (float)products;
           const float shift = aq_float_from_half(m.offset[group]) * (float)sum;
@@ -245,7 +261,8 @@ int32_t aq_cuda_linear_trellis(aq_cuda_buffer x, size_t tokens, aq_cuda_buffer p
   float *to = aq_cuda_view<float>(out, tokens * rows, on, &status);
   if (status != AQ_OK) return status;
   if (tokens > AQ_TOKENS && cols > 0) return aq_cuda_tensor_linear(on, {rows, cols, 0, split_trellis, &m}, from, tokens, add, to);
-  aq_launch(on, multiply_floats, product_blocks(rows, tokens), AQ_BLOCK, 0, m, from, tokens, add, to);
+  const auto kernel = bits == 2 ? multiply_floats<2> : multiply_floats<3>;
+  aq_launch(on, kernel, product_blocks(rows, tokens), AQ_BLOCK, 0, m, from, tokens, add, to);
   return aq_cuda_launched();
 }
 
@@ -265,6 +282,7 @@ int32_t aq_cuda_linear_trellis_int8(aq_cuda_buffer codes, aq_cuda_buffer x_scale
   const float *add = bias ? aq_cuda_view<float>(bias, rows, on, &status) : 0;
   float *to = aq_cuda_view<float>(out, tokens * rows, on, &status);
   if (status != AQ_OK) return status;
-  aq_launch(on, multiply_bytes, product_blocks(rows, tokens), AQ_BLOCK, 0, m, x, tokens, add, to);
+  const auto kernel = bits == 2 ? multiply_bytes<2> : multiply_bytes<3>;
+  aq_launch(on, kernel, product_blocks(rows, tokens), AQ_BLOCK, 0, m, x, tokens, add, to);
   return aq_cuda_launched();
 }

@@ -4,8 +4,6 @@
 
 #include "../../isa/neon.h"
 
-static const int8_t all_terms[2][32] = {{AQ_TRELLIS_TERMS_2}, {AQ_TRELLIS_TERMS_3}};
-
 typedef int8x16_t level_vector;
 
 typedef struct {
@@ -13,7 +11,7 @@ typedef struct {
 } level_terms;
 
 AQ_INLINE level_terms load_terms(const int bits) {
-  return (level_terms){vld1q_s8(all_terms[bits - 2]), vld1q_s8(all_terms[bits - 2] + 16)};
+  return (level_terms){vld1q_s8(aq_trellis_terms[bits - 2]), vld1q_s8(aq_trellis_terms[bits - 2] + 16)};
 }
 
 AQ_INLINE int8x16_t sum_of_terms(level_terms table, uint8x16_t first, uint8x16_t second) {

@@ -4,8 +4,6 @@
 
 #include "../../isa/simd128.h"
 
-static const int8_t all_terms[2][32] = {{AQ_TRELLIS_TERMS_2}, {AQ_TRELLIS_TERMS_3}};
-
 typedef v128_t level_vector; /* sixteen */
 
 /* What look-ups hold in registers. */
@@ -16,8 +14,8 @@ typedef struct {
 
 AQ_INLINE level_terms load_terms(const int bits) {
   level_terms t = {.low = v_kept(wasm_i8x16_splat(15))};
-  t.first = v_kept(wasm_v128_load(all_terms[bits - 2]));
-  t.second = v_kept(wasm_v128_load(all_terms[bits - 2] + 16));
+  t.first = v_kept(wasm_v128_load(aq_trellis_terms[bits - 2]));
+  t.second = v_kept(wasm_v128_load(aq_trellis_terms[bits - 2] + 16));
   if (bits == 2) return t;
   t.places[0] = v_kept(wasm_i8x16_make(0, 1, 1, 2, 2, 3, 2, 3, 3, 4, 4, 5, 5, 6, 5, 6));
   t.places[1] = v_kept(wasm_i8x16_make(8, 9, 9, 10, 10, 11, 10, 11, 11, 12, 12, 13, 13, 14, 13, 14));
