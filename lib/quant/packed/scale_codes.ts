@@ -39,6 +39,52 @@ export function nearestScale(scales: Float64Array, wanted: number): number {
   return code;
 }
 
+/** The largest scale of a grid: rounding its ratio leaves room below the largest half float. */
+export const MOST_SCALE = 60000;
+
+/** Parts of the smallest and of the largest scales that a grid need not reach. */
+const OUTLIERS = [0, 0.02, 0.1];
+
+/**
+ * The allowed grid, of some that leave outliers out, to which scales are rounded with the least loss: squares
+ * of their relative changes by weight. **Shapes** `scales, weights: [groups]`
+ */
+export function fittedGrid(
+  scales: Float32Array,
+  weights: Float64Array,
+  isAllowed: (scales: Float64Array) => boolean,
+): ScaleGrid | undefined {
+  const sorted = scales.map((own) => Math.min(Math.max(Math.abs(own), TINY), MOST_SCALE)).sort();
+  const at = (part: number) => sorted[Math.round(part * (sorted.length - 1))]!;
+  let best: ScaleGrid | undefined, least = Infinity;
+  for (const below of OUTLIERS) {
+    for (const above of OUTLIERS) {
+      const grid = gridOver(at(below), at(1 - above)), own = gridScales(grid);
+      let loss = 0;
+      for (const [i, wanted] of scales.entries()) {
+        loss += weights[i]! * (own[nearestScale(own, wanted)]! / wanted - 1) ** 2;
+      }
+      if (loss >= least || !isAllowed(own)) continue;
+      least = loss;
+      best = grid;
+    }
+  }
+  return best;
+}
+
+/**
+ * Scales on a grid beside these, for a pass from the third, 2, on: one code away, up for one half of the
+ * groups and down for the other, then the other way around, then two codes.
+ */
+export function scalesBeside(scales: Float32Array, grid: ScaleGrid, pass: number): Float32Array<ArrayBuffer> {
+  const all = gridScales(grid), distance = pass >> 1;
+  return Float32Array.from(scales, (own, i) => {
+    const code = nearestScale(all, own), isUp = (i >> (distance - 1) & 1) === (pass & 1);
+    const [next, other] = isUp ? [code + distance, code - distance] : [code - distance, code + distance];
+    return all[next] ?? all[other] ?? own;
+  });
+}
+
 /** Codes of scales that lie on a grid. **Shapes** `halves: f16[groups]` */
 export function codesOnGrid(halves: Float16Array, grid: ScaleGrid): Uint8Array<ArrayBuffer> {
   const scales = gridScales(grid);

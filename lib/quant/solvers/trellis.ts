@@ -19,7 +19,15 @@ import {
   type TwoLevelTensor,
   type WeightFormat,
 } from "../packed/layout.ts";
-import { gridOver, gridScales, nearestScale, type ScaleGrid } from "../packed/scale_codes.ts";
+import {
+  fittedGrid,
+  gridOver,
+  gridScales,
+  MOST_SCALE,
+  nearestScale,
+  type ScaleGrid,
+  scalesBeside,
+} from "../packed/scale_codes.ts";
 import { quantize, type WeightSolver } from "../quantize.ts";
 import type { Weights } from "../weights.ts";
 import { NO_STEPS, searchMultiplyAdds, type Steps, trellisRatios } from "./effort.ts";
@@ -78,10 +86,7 @@ function startLines(problem: MomentProblem, ratio: number): Lines {
 /** Part of the median scale of groups below which a grid need not reach, see {@linkcode ROW_LOSS}. */
 const LEAST_SCALE = 1 / 4;
 
-/** The largest scale of a grid: rounding its ratio leaves room below the largest half float. */
-const MOST_SCALE = 60000;
-
-/** The grid of coded scales on which all starts of a layer lie. */
+/** A grid of coded scales on which all starts of a layer lie. */
 function gridOf(problem: MomentProblem): ScaleGrid {
   const starts = startLines(problem, 1).scale.toSorted(), ratios = trellisRatios(problem.bits);
   const least = Math.max(starts[0]!, starts[starts.length >> 1]! * LEAST_SCALE) * Math.min(...ratios);
@@ -97,14 +102,15 @@ const areTooLarge = (losses: Float64Array): boolean =>
   !losses.every((loss) => loss <= ROW_LOSS) || total(losses) > MEAN_LOSS * losses.length;
 
 /**
- * Squared errors of rows with coded scales as multiples of those with half floats. The error of a group goes
- * with the square of its scale; a scale that is too small loses as much by what lies beyond its levels.
+ * Squared errors of rows on grids of coded scales as multiples of those with half floats. The error of a
+ * group goes with the square of its scale; a scale that is too small loses as much by what lies beyond its
+ * levels.
  */
-function codedLosses(problem: MomentProblem, grid: ScaleGrid): Float64Array {
-  const { rows, cols, groupSize } = problem, groups = groupCount(cols, groupSize), scales = gridScales(grid);
+function codedLosses(problem: MomentProblem): (scales: Float64Array) => Float64Array {
+  const { rows, cols, groupSize } = problem, groups = groupCount(cols, groupSize);
   const { scale: wanted } = startLines(problem, 1);
   const { scale: half } = startLines({ ...problem, scaleBits: OFFSET_BITS }, 1);
-  return Float64Array.from({ length: rows }, (_, row) => {
+  const lossOf = (row: number, scales: Float64Array) => {
     let coded = 0, plain = 0;
     for (let i = row * groups; i < (row + 1) * groups; i++) {
       const scale = scales[nearestScale(scales, wanted[i]!)]!, own = Math.max(scale, wanted[i]! ** 2 / scale);
@@ -113,7 +119,24 @@ function codedLosses(problem: MomentProblem, grid: ScaleGrid): Float64Array {
       plain += width * half[i]! ** 2;
     }
     return coded / plain;
-  });
+  };
+  return (scales) => Float64Array.from({ length: rows }, (_, row) => lossOf(row, scales));
+}
+
+/** What a relative change of each group's scale means: its part of the objective of its row. */
+function scaleWeights({ scale, objective }: Candidate): Float64Array {
+  const weights = Float64Array.from(scale, (own) => own ** 2), groups = scale.length / objective.length;
+  for (const [row, own] of objective.entries()) {
+    const part = weights.subarray(row * groups, (row + 1) * groups), all = total(part);
+    for (let g = 0; g < groups; g++) part[g]! *= own / all;
+  }
+  return weights;
+}
+
+/** The grid for fitted scales; that of the starts where a better one would lose too much. */
+function gridFor(problem: MomentProblem, candidate: Candidate, start: ScaleGrid): ScaleGrid {
+  const losses = codedLosses(problem), isAllowed = (scales: Float64Array) => !areTooLarge(losses(scales));
+  return fittedGrid(candidate.scale, scaleWeights(candidate), isAllowed) ?? start;
 }
 
 /** Takes scales to the nearest of a grid, in place, and offsets to 0. */
@@ -137,7 +160,7 @@ function prepared(problem: MomentProblem): Prepared {
     return { problem: rotated(problem), rotationSeed: ROTATION_SEED };
   }
   const grid = problem.scaleBits === ROTATED_SCALE_BITS ? undefined : gridOf(problem);
-  if (grid !== undefined && !areTooLarge(codedLosses(problem, grid))) return { problem, grid };
+  if (grid !== undefined && !areTooLarge(codedLosses(problem)(gridScales(grid)))) return { problem, grid };
   return { problem: { ...problem, scaleBits: OFFSET_BITS } };
 }
 
@@ -241,16 +264,18 @@ function fitOneScale(problem: MomentProblem, { codes, scale, zeroPoint, objectiv
 
 /**
  * Searches, fits scales and offsets and descends over codes, as often as the steps have rounds; each row
- * keeps the best of all passes and starts, or all rows together where they have one scale. Where fewer scales
- * than half floats lose too much the tensor has half floats, and neither `scaleGrid` nor `rotationSeed`.
+ * keeps the best of all passes and starts, or all rows together where they have one scale. The scales that
+ * the first pass fits choose the grid of coded ones; on a grid passes from the third on start beside the best
+ * scales, as from the same ones they would find the same again. Where fewer scales than half floats lose too
+ * much the tensor has half floats, and neither `scaleGrid` nor `rotationSeed`.
  */
 export function solveTrellis(asked: MomentProblem, { refinesEach, rounds, refit }: Steps): Solution {
-  const start = prepared(asked), { problem, grid, rotationSeed } = start, isOne = rotationSeed !== undefined;
+  const start = prepared(asked), { problem, rotationSeed } = start, isOne = rotationSeed !== undefined;
   const own = inOwnOrder(problem.kernels, problem.moment), passes = Math.max(1, rounds);
   const all = trellisRatios(problem.bits),
     ratios = refinesEach ? all : all.slice(0, 1),
     count = ratios.length * passes;
-  let best: Candidate | undefined, firstObjective = NaN, done = 0;
+  let best: Candidate | undefined, grid: ScaleGrid | undefined, firstObjective = NaN, done = 0;
   const part = (share: number): MomentProblem => ({
     ...problem,
     onShare: (part) => problem.onShare?.((done + share * part) / count),
@@ -262,15 +287,21 @@ export function solveTrellis(asked: MomentProblem, { refinesEach, rounds, refit 
     return one;
   };
   for (const ratio of ratios) {
-    let found: Candidate | undefined, lines = startOf(start, ratio);
+    let found: Candidate | undefined, lines = startOf({ ...start, grid }, ratio);
     for (let pass = 0; pass < passes; pass++, done++) {
+      if (grid !== undefined && pass > 1) {
+        lines = { ...lines, scale: scalesBeside(lines.scale, grid, pass) };
+      }
       const candidate = searchFrom(part(0.8), own, lines);
       if (done === 0) firstObjective = total(candidate.objective);
-      const refitted = isOne ? "nothing" : grid === undefined ? "lines" : "scales";
+      const refitted = isOne ? "nothing" : start.grid === undefined ? "lines" : "scales";
       settle(part(1), candidate, refit ? refitted : "nothing");
-      if ((isOne || grid !== undefined) && refit) {
-        if (grid === undefined) fitOneScale(problem, candidate);
-        else toGrid(candidate, grid);
+      if (start.grid !== undefined) {
+        grid ??= gridFor(problem, candidate, start.grid);
+        toGrid(candidate, grid);
+        settle(part(1), candidate, "nothing");
+      } else if (isOne && refit) {
+        fitOneScale(problem, candidate);
         settle(part(1), candidate, "nothing");
       }
       found = better(found, candidate);
@@ -278,7 +309,11 @@ export function solveTrellis(asked: MomentProblem, { refinesEach, rounds, refit 
     }
     best = better(best, found!);
   }
-  return { tensor: packedTrellis(start, best!), objective: total(best!.objective), firstObjective };
+  return {
+    tensor: packedTrellis({ ...start, grid }, best!),
+    objective: total(best!.objective),
+    firstObjective,
+  };
 }
 
 /** A candidate as a packed tensor. */

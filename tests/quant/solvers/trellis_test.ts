@@ -123,6 +123,17 @@ describe("trellis codes", () => {
     }
   });
 
+  test("with coded scales lose little beside half floats and offsets, also where rows differ by eight times", () => {
+    const spread = weights.map((weight, i) => weight * 2 ** (3 * (Math.floor(i / COLS) % 7) / 6));
+    for (const bits of [2, 3] as const) {
+      const problem = { weights: spread, rows: ROWS, cols: COLS, moment, ...format(0, bits) };
+      const half = solveLayer(kernels, "best", problem);
+      const coded = solveLayer(kernels, "best", { ...problem, scaleBits: 3 });
+      expect((coded.tensor as TwoLevelTensor).scaleGrid).toBeDefined();
+      expect(coded.objective).toBeLessThan(1.08 * half.objective); // 1.11 and 1.13 on a grid of the starts
+    }
+  });
+
   test("have half floats where coded scales would lose a row, zeros or a mean, or coarsen all others", () => {
     const rows = 40, cols = 128, plain = gaussians(11, rows * cols);
     const kinds: Record<string, [(weight: number, row: number) => number, GroupSize]> = {
