@@ -33,6 +33,7 @@
 #define AQ_TRELLIS_BEFORE 6 /* bits of the codes before its own that a window holds */
 #define AQ_TRELLIS_WINDOWS(bits) ((size_t)1 << (AQ_TRELLIS_BEFORE + (bits)))
 #define AQ_TRELLIS_UNIT 0x1p-5f /* of a level */
+#define AQ_LEVEL_ZERO 64 /* a level and this are above 0, and below 128 */
 
 AQ_FUNCTION int aq_trellis_bits_allowed(int32_t bits) { return bits == 2 || bits == 3; }
 

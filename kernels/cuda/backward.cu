@@ -3,6 +3,7 @@
 #include "context.h"
 
 #include "../arithmetic/gradients.h"
+#include "../arithmetic/trellis.h"
 
 #define AQ_SUM_LANES 8
 #define AQ_SUM_ROWS (AQ_BLOCK / AQ_SUM_LANES) /* rows of a block, a quarter of a warp each */
@@ -170,36 +171,50 @@ static int32_t run_sums(const aq_stream_state *on, const F &f, size_t units) {
   return aq_cuda_launched();
 }
 
+/* The sums of dw times code_at(row, col) over a group, and of dw, in the lanes of a unit. */
+struct code_sums {
+  double products, plain;
+};
+template <class Code>
+AQ_DEVICE code_sums sums_of_codes(const float *dw, const aq_layout &layout, size_t unit, const Code &code_at) {
+  const aq_group_place place = aq_place_group(layout, unit);
+  code_sums sums = {0.0, 0.0};
+  for (size_t first = 0; first < place.n; first += AQ_SEGMENT) {
+    double own = 0.0, own_plain = 0.0;
+    for (size_t k = first + sum_lane(); k < aq_smaller(first + AQ_SEGMENT, place.n); k += AQ_SUM_LANES) {
+      const double slope = dw[place.row * layout.cols + place.col + k];
+      own += slope * (double)code_at(place.row, place.col + k);
+      own_plain += slope;
+    }
+    sums.products += total(own);
+    sums.plain += total(own_plain);
+  }
+  return sums;
+}
+
+/* The `count` bits of a row from `bit` on, at most 25. */
+AQ_DEVICE uint32_t bits_at(const uint32_t *packed, const aq_layout &layout, size_t row, size_t bit, int32_t count) {
+  const size_t shift = bit % 32;
+  const uint32_t *word = packed + row * layout.words + bit / 32;
+  uint32_t bits = word[0] >> shift;
+  if (shift + (size_t)count > 32) bits |= word[1] << (32 - shift);
+  return bits & ((1u << count) - 1);
+}
+
 struct packed_sums {
   const float *dw;
   const uint32_t *packed;
   const uint16_t *scale, *zero_point;
   aq_layout layout;
   float *dscale, *dzero;
-  __device__ double code_at(size_t row, size_t col) const {
-    const size_t bit = col * (size_t)layout.bits, shift = bit % 32;
-    const uint32_t *word = packed + row * layout.words + bit / 32;
-    uint32_t code = word[0] >> shift;
-    if (shift + (size_t)layout.bits > 32) code |= word[1] << (32 - shift);
-    return (double)(code & ((1u << layout.bits) - 1));
-  }
   __device__ void operator()(size_t unit, bool there) const {
-    const aq_group_place place = aq_place_group(layout, unit);
-    double products = 0.0, plain = 0.0;
-    for (size_t first = 0; first < place.n; first += AQ_SEGMENT) {
-      double own = 0.0, own_plain = 0.0;
-      for (size_t k = first + sum_lane(); k < aq_smaller(first + AQ_SEGMENT, place.n); k += AQ_SUM_LANES) {
-        const double slope = dw[place.row * layout.cols + place.col + k];
-        own += slope * code_at(place.row, place.col + k);
-        own_plain += slope;
-      }
-      products += total(own);
-      plain += total(own_plain);
-    }
+    const code_sums sums = sums_of_codes(dw, layout, unit, [&](size_t row, size_t col) {
+      return bits_at(packed, layout, row, col * (size_t)layout.bits, layout.bits);
+    });
     if (!there || sum_lane() != 0) return;
     const double zero = zero_point ? (double)aq_half_value(zero_point[unit]) : (double)(1 << (layout.bits - 1));
-    dscale[unit] = (float)(products - zero * plain);
-    if (dzero) dzero[unit] = (float)(-(double)aq_half_value(scale[unit]) * plain);
+    dscale[unit] = (float)(sums.products - zero * sums.plain);
+    if (dzero) dzero[unit] = (float)(-(double)aq_half_value(scale[unit]) * sums.plain);
   }
 };
 
@@ -221,6 +236,47 @@ int32_t aq_cuda_packed_gradient(aq_cuda_buffer dw, aq_cuda_buffer packed, aq_cud
                          layout,
                          aq_cuda_view<float>(dscale, units, on, &status),
                          dzero ? aq_cuda_view<float>(dzero, units, on, &status) : 0};
+  return status == AQ_OK ? run_sums(on, f, units) : status;
+}
+
+static __device__ const int8_t trellis_terms[2][32] = {{AQ_TRELLIS_TERMS_2}, {AQ_TRELLIS_TERMS_3}};
+
+struct trellis_sums {
+  const float *dw;
+  const uint32_t *packed;
+  aq_layout layout;
+  float *dscale, *doffset;
+  __device__ void operator()(size_t unit, bool there) const {
+    const int8_t *terms = trellis_terms[layout.bits - 2];
+    const code_sums sums = sums_of_codes(dw, layout, unit, [&](size_t row, size_t col) {
+      const size_t bit = col * (size_t)layout.bits;
+      const int32_t missing = bit < AQ_TRELLIS_BEFORE ? AQ_TRELLIS_BEFORE - (int32_t)bit : 0;
+      const int32_t count = AQ_TRELLIS_BEFORE + layout.bits - missing;
+      const uint32_t window = bits_at(packed, layout, row, bit + (size_t)missing - AQ_TRELLIS_BEFORE, count) << missing;
+      const int32_t level = terms[aq_trellis_first(window)] + terms[16 + aq_trellis_second(window, layout.bits)];
+      return level + AQ_LEVEL_ZERO; /* as the CPU's sums have it */
+    });
+    if (!there || sum_lane() != 0) return;
+    dscale[unit] = (float)((sums.products - AQ_LEVEL_ZERO * sums.plain) * (double)AQ_TRELLIS_UNIT);
+    doffset[unit] = (float)sums.plain;
+  }
+};
+
+int32_t aq_cuda_trellis_gradient(aq_cuda_buffer dw, aq_cuda_buffer packed, size_t rows, size_t cols, int32_t bits,
+                                 size_t group_size, aq_cuda_buffer dscale, aq_cuda_buffer doffset,
+                                 aq_cuda_stream stream) {
+  if (rows == 0 || cols == 0) return AQ_OK;
+  aq_stream_state *on;
+  int32_t status = aq_cuda_use_for(rows, cols, &on, stream);
+  if (status != AQ_OK) return status;
+  if (!aq_trellis_bits_allowed(bits)) return AQ_E_ARGUMENT;
+  if (aq_group_columns(group_size, cols) == 0) return AQ_E_SHAPE;
+  const aq_layout layout = aq_layout_of(rows, cols, bits, group_size);
+  const size_t units = rows * layout.groups;
+  const trellis_sums f = {aq_cuda_view<float>(dw, rows * cols, on, &status),
+                          aq_cuda_view<uint32_t>(packed, rows * layout.words, on, &status), layout,
+                          aq_cuda_view<float>(dscale, units, on, &status),
+                          aq_cuda_view<float>(doffset, units, on, &status)};
   return status == AQ_OK ? run_sums(on, f, units) : status;
 }
 

@@ -249,6 +249,9 @@ AQ_API int32_t aq_cuda_packed_gradient(aq_cuda_buffer dw, aq_cuda_buffer packed,
                                        aq_cuda_buffer zero_point, size_t rows, size_t cols, int32_t bits,
                                        size_t group_size, aq_cuda_buffer dscale, aq_cuda_buffer dzero,
                                        aq_cuda_stream stream);
+AQ_API int32_t aq_cuda_trellis_gradient(aq_cuda_buffer dw, aq_cuda_buffer packed, size_t rows, size_t cols, int32_t bits,
+                                        size_t group_size, aq_cuda_buffer dscale, aq_cuda_buffer doffset,
+                                        aq_cuda_stream stream);
 AQ_API int32_t aq_cuda_rms_norm_backward(aq_cuda_buffer x, aq_cuda_buffer dy, size_t rows, size_t cols,
                                          aq_cuda_buffer weight, float epsilon, aq_cuda_buffer dx,
                                          aq_cuda_stream stream);

@@ -134,6 +134,7 @@ export const CUDA_SIGNATURES = {
   aq_cuda_unpatchify: "handle usize usize usize usize usize handle handle",
   aq_cuda_transpose: "handle usize usize handle handle",
   aq_cuda_packed_gradient: "handle handle handle handle usize usize i32 usize handle handle handle",
+  aq_cuda_trellis_gradient: "handle handle usize usize i32 usize handle handle handle",
   aq_cuda_rms_norm_backward: "handle handle usize usize handle f32 handle handle",
   aq_cuda_layer_norm_backward: "handle handle usize usize handle f32 handle handle",
   aq_cuda_attention_backward: "handle handle handle handle handle handle usize usize usize usize usize f32 handle handle handle handle",

@@ -15,6 +15,7 @@ import {
 } from "../../lib/models/layers/int8.ts";
 import { equalTimeGroups, type LayerParameters, maskRatioAxis, TimeParameters } from "../../lib/time/mod.ts";
 import { HeldWeights } from "../../lib/models/layers/held_weights.ts";
+import { trellisGradient } from "../../lib/models/backward/kernels.ts";
 import { refineDit } from "../../lib/models/backward/refine.ts";
 import { loadDit, loadDream, loadModel, modelFrom } from "../../lib/models/mod.ts";
 import { DeviceMemory } from "../../lib/native/cuda/memory.ts";
@@ -28,7 +29,7 @@ import { unchecked } from "../../lib/native/kernels.ts";
 import { quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
 import { dequantize, quantize } from "../../lib/quant/mod.ts";
 import { openCheckpoint } from "../../lib/tensor/mod.ts";
-import type { WeightFormat } from "../../lib/quant/packed/layout.ts";
+import type { TwoLevelTensor, WeightFormat } from "../../lib/quant/packed/layout.ts";
 import { correctedTarget, factorMoments } from "../../lib/quant/solvers/factored_moment.ts";
 import { accumulateMoment, emptyMoments } from "../../lib/quant/solvers/moments.ts";
 import { solveLayer } from "../../lib/quant/solvers/solve_layer.ts";
@@ -584,6 +585,37 @@ describe("models on a GPU", () => {
       }
     } finally {
       place.remove();
+    }
+  });
+
+  test("gradients of trellis codes are the CPU's, byte for byte", async () => {
+    if (!COMPUTES || await deviceLine() === undefined) return;
+    using gpu = await openKernels({ backend: "cuda" });
+    using cpu = await openKernels({ backend: "cpu" });
+    const [rows, cols, groupSize] = [5, 300, 64], lines = rows * Math.ceil(cols / groupSize);
+    const dw = Float32Array.from({ length: rows * cols }, (_, i) => Math.sin(i * i));
+    const { upload } = DeviceMemory.prototype;
+    let uploads = 0;
+    DeviceMemory.prototype.upload = function (...args) {
+      uploads++;
+      upload.apply(this, args);
+    };
+    try {
+      for (const bits of [2, 3] as const) {
+        const words = rows * Math.ceil(cols * bits / 32);
+        const packed = Uint32Array.from({ length: words }, (_, i) => Math.imul(i + 1, 0x9e3779b1));
+        const tensor = { rows, cols, bits, groupSize, packed } as unknown as TwoLevelTensor;
+        const [own, wanted] = [gpu, cpu].map((kernels) => {
+          const found = [new Float32Array(lines), new Float32Array(lines)] as const;
+          trellisGradient(kernels, dw, tensor, ...found);
+          return found;
+        });
+        expect(own!).toEqual(wanted!);
+        expect(own!.every((values) => values.some((value) => value !== 0))).toBe(true);
+      }
+      expect(uploads).toBe(4);
+    } finally {
+      DeviceMemory.prototype.upload = upload;
     }
   });
 

@@ -41,9 +41,6 @@ typedef struct {
   float *dscale, *dzero; /* or doffset */
 } packed_context;
 
-/* What levels are above codes. */
-#define AQ_LEVEL_ZERO 64
-
 static void level_codes(const aq_packed_view *view, size_t row, size_t col, size_t n, uint8_t *codes) {
   int8_t levels[AQ_SEGMENT + 32 + AQ_LEVELS_BEHIND];
   view->levels((const uint8_t *)(view->packed + row * view->words), 4 * view->words, col, n, levels);

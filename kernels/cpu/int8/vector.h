@@ -52,7 +52,6 @@ AQ_INLINE vi v_splat_bytes(int32_t byte) { return (vi){0} + (int32_t)((uint32_t)
 
 /* Levels of trellis codes come as codes of seven bits, 64 above the level, each in its own byte. */
 #define AQ_LEVEL_BITS 7
-#define AQ_LEVEL_ZERO 64
 #define AQ_STORED(bits) ((bits) == AQ_LEVEL_BITS ? 8 : (bits))
 
 /* AQ_QUADS codes from a byte boundary, a byte each. */

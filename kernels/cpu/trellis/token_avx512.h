@@ -41,9 +41,6 @@ AQ_INLINE __m512 half_floats(const uint16_t *from, size_t here, int same) {
 
 /* Activations in float32 --------------------------------------------------------------------------------- */
 
-/* Levels come as codes of seven bits, 64 above the level. */
-#define AQ_LEVEL_ZERO 64
-
 /* x as whole numbers of 24 bits, three signed bytes each, with one power of two for each segment; and what 64
  * times their sums take from a segment's lanes: together where a segment is a block, else of each byte. Four
  * products of a level and such a number fit 32 bits, so a block's lanes are added up as whole numbers. */

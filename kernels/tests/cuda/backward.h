@@ -59,6 +59,16 @@ static void run_backward_shape(size_t rows, size_t cols, int32_t bits, size_t gr
                                dscale.own.handle, dzero.own.handle, stream));
   dscale.compare("gradient of scales", where);
   dzero.compare("gradient of zero points", where);
+  if (bits > 3) return;
+  for (uint32_t &word : packed) word = random_bits();
+  const device_bytes own_codes = on_device(packed);
+  BOTH("trellis gradient",
+       aq_trellis_gradient(y.data(), packed.data(), rows, cols, bits, group_size, dscale.expected.data(), dzero.expected.data(),
+                           AQ_ISA_SCALAR, 1),
+       aq_cuda_trellis_gradient(own_y.handle, own_codes.handle, rows, cols, bits, group_size, dscale.own.handle, dzero.own.handle,
+                                stream));
+  dscale.compare("gradient of a trellis' scales", where);
+  dzero.compare("gradient of a trellis' offsets", where);
 }
 
 static void run_attention_backward(size_t batch, size_t tokens, size_t heads, size_t kv_heads, size_t size, bool masked) {
@@ -91,6 +101,8 @@ static void run_backward(void) {
   run_backward_shape(3, 7, 3, 16);
   run_backward_shape(33, 34, 4, 32);
   run_backward_shape(7, 300, 3, 64);
+  run_backward_shape(5, 290, 2, 32);
+  run_backward_shape(3, 530, 2, 0);
   run_backward_shape(2, 600, 8, 0);
   run_attention_backward(1, 1, 1, 1, 2, false);
   run_attention_backward(2, 37, 4, 2, 16, true);
