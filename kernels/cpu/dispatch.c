@@ -74,7 +74,7 @@ extern aq_levels_function aq_levels_2_avx2, aq_levels_3_avx2;
 AQ_DECLARE(avx512)
 AQ_DECLARE(avx512_vnni)
 extern aq_levels_function aq_levels_2_avx512, aq_levels_3_avx512, aq_levels_2_avx512_vbmi, aq_levels_3_avx512_vbmi;
-extern const aq_trellis_tokens aq_tokens_avx512_vnni, aq_tokens_avx512_vbmi;
+extern const aq_trellis_tokens aq_tokens_avx512, aq_tokens_avx512_vnni, aq_tokens_avx512_vbmi;
 #endif
 #if defined(AQ_BUILD_NEON)
 AQ_DECLARE(neon)
@@ -92,7 +92,7 @@ static const aq_kernels slots[] = {
     [AQ_ISA_AVX2] = AQ_SLOT(has_avx2, avx2, avx2, avx2, avx2),
 #endif
 #if defined(AQ_BUILD_AVX512)
-    [AQ_ISA_AVX512] = AQ_SLOT(has_avx512, avx512, avx512, avx512, avx512),
+    [AQ_ISA_AVX512] = AQ_SLOT_OF(has_avx512, avx512, avx512, avx512, avx512, &aq_tokens_avx512),
     [AQ_ISA_AVX512_VNNI] = AQ_SLOT_OF(has_avx512_vnni, avx512, avx512_vnni, avx512, avx512,
                                       &aq_tokens_avx512_vnni),
     [AQ_ISA_AVX512_VBMI] = AQ_SLOT_OF(has_avx512_vbmi, avx512, avx512_vnni, avx512, avx512_vbmi,

@@ -1,7 +1,6 @@
 /* trellis/blocks_avx512.h: levels of trellis codes, 64 at a time.
  *
- * Expected of the including file: level_table, load_more and levels_of, as token_avx512.h has them;
- * AQ_NAMED(function) */
+ * Expected of the including file: levels/avx512.h; AQ_NAMED(function) */
 AQ_INLINE level_table load_table_2(void) { return load_more(2, 0); }
 AQ_INLINE level_table load_table_3(void) { return load_more(3, 0); }
 
