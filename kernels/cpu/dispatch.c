@@ -69,6 +69,7 @@ extern aq_levels_function aq_levels_2_scalar, aq_levels_3_scalar;
 #if defined(AQ_BUILD_AVX2)
 AQ_DECLARE(avx2)
 extern aq_levels_function aq_levels_2_avx2, aq_levels_3_avx2;
+extern const aq_trellis_tokens aq_tokens_avx2;
 #endif
 #if defined(AQ_BUILD_AVX512)
 AQ_DECLARE(avx512)
@@ -89,7 +90,7 @@ extern aq_levels_function aq_levels_2_simd128, aq_levels_3_simd128;
 static const aq_kernels slots[] = {
     [AQ_ISA_SCALAR] = AQ_SLOT(always, scalar, scalar, scalar, scalar),
 #if defined(AQ_BUILD_AVX2)
-    [AQ_ISA_AVX2] = AQ_SLOT(has_avx2, avx2, avx2, avx2, avx2),
+    [AQ_ISA_AVX2] = AQ_SLOT_OF(has_avx2, avx2, avx2, avx2, avx2, &aq_tokens_avx2),
 #endif
 #if defined(AQ_BUILD_AVX512)
     [AQ_ISA_AVX512] = AQ_SLOT_OF(has_avx512, avx512, avx512, avx512, avx512, &aq_tokens_avx512),

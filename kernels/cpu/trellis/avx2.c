@@ -1,6 +1,6 @@
 /* trellis/avx2.c: levels of trellis codes with AVX2, in the order of the columns. Compiled with the matching
  * -m flags and reached only after a check. */
-#include "levels_avx2.h"
+#include "levels/avx2.h"
 
 AQ_INLINE term_table load_terms_2(void) { return load_terms(2, 0); }
 AQ_INLINE term_table load_terms_3(void) { return load_terms(3, 0); }
