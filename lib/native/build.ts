@@ -88,7 +88,10 @@ export function nativePlan(platform: string, architecture: string): BuildPlan {
   if (architecture === "x64") {
     flags.push("-DAQ_BUILD_AVX2", "-DAQ_BUILD_AVX512");
     units.push(
-      ...unitsOf(["isa/avx2.c", "int8/avx2.c", "backward/avx2.c", "trellis/avx2.c", "trellis/token_avx2.c"], AVX2_FLAGS),
+      ...unitsOf(
+        ["isa/avx2.c", "int8/avx2.c", "backward/avx2.c", "trellis/avx2.c", "trellis/token_avx2.c"],
+        AVX2_FLAGS,
+      ),
       ...unitsOf(["isa/avx512.c", "int8/avx512.c", "backward/avx512.c", "trellis/avx512.c"], AVX512_FLAGS),
       ...unitsOf(["int8/avx512_vnni.c", "trellis/avx512_vnni.c"], [...AVX512_FLAGS, "-mavx512vnni"]),
       ...unitsOf(["trellis/avx512_vbmi.c"], [...AVX512_FLAGS, "-mavx512vbmi", "-mavx512vnni"]),
