@@ -253,7 +253,7 @@ struct trellis_sums {
       const int32_t missing = bit < AQ_TRELLIS_BEFORE ? AQ_TRELLIS_BEFORE - (int32_t)bit : 0;
       const int32_t count = AQ_TRELLIS_BEFORE + layout.bits - missing;
       const uint32_t window = bits_at(packed, layout, row, bit + (size_t)missing - AQ_TRELLIS_BEFORE, count) << missing;
-      const int32_t level = terms[aq_trellis_first(window)] + terms[16 + aq_trellis_second(window, layout.bits)];
+      const int32_t level = aq_trellis_level_of(terms, window, layout.bits);
       return level + AQ_LEVEL_ZERO; /* as the CPU's sums have it */
     });
     if (!there || sum_lane() != 0) return;

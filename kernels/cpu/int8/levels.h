@@ -41,6 +41,15 @@ AQ_INLINE void block_products(level_sums *sums, level_terms table, const uint8_t
   level_dot(sums, of, x);
 }
 
+/* The same at a row's ends: zeros in front of it, nothing read behind it. */
+AQ_INLINE void end_products(level_sums *sums, level_terms table, const uint8_t *row, size_t bytes, size_t at,
+                            const level_x *x, const int bits) {
+  uint8_t part[AQ_CODES_READ(3)] = {0};
+  const size_t first = at == 0, from = at - !first;
+  __builtin_memcpy(part + first, row + from, aq_min_size(AQ_CODES_READ(bits) - first, bytes - from));
+  block_products(sums, table, part, x, bits);
+}
+
 /* Products of x less its zero point with levels over AQ_W segments of `blocks` 64 columns, from byte `at` of
  * a row on, one in a lane; `left`: columns that are there. */
 AQ_INLINE vi level_products(const uint8_t *row, size_t bytes, size_t at, const level_x *x, int32_t zero, size_t blocks,
@@ -49,17 +58,19 @@ AQ_INLINE vi level_products(const uint8_t *row, size_t bytes, size_t at, const l
   const level_terms table = load_terms(bits);
   for (int i = 0; i < AQ_W; i++) {
     level_sums sums = {0};
-    for (size_t b = 0; b < blocks && left > 0; b++, at += AQ_CODES_BYTES(bits), x += AQ_LEVEL_COLS) {
-      left -= aq_min_size(left, AQ_LEVEL_COLS);
+    size_t count = aq_min_size(blocks, (left + AQ_LEVEL_COLS - 1) / AQ_LEVEL_COLS);
+    left -= aq_min_size(left, blocks * AQ_LEVEL_COLS);
+    if (count > 0 && at == 0) {
+      end_products(&sums, table, row, bytes, at, x, bits);
+      count--, at += AQ_CODES_BYTES(bits), x += AQ_LEVEL_COLS;
+    }
+    for (; count > 0 && at - 1 + AQ_CODES_READ(bits) <= bytes; count--, at += AQ_CODES_BYTES(bits), x += AQ_LEVEL_COLS) {
       __builtin_prefetch(row + at + AQ_AHEAD);
-      if (at > 0 && at - 1 + AQ_CODES_READ(bits) <= bytes) {
-        block_products(&sums, table, row + at - 1, x, bits);
-        continue;
-      }
-      uint8_t part[AQ_CODES_READ(3)] = {0}; /* zeros in front of the row, nothing read behind it */
-      const size_t first = at == 0;
-      __builtin_memcpy(part + first, row + at - !first, aq_min_size(AQ_CODES_READ(bits) - first, bytes - at + !first));
-      block_products(&sums, table, part, x, bits);
+      block_products(&sums, table, row + at - 1, x, bits);
+    }
+    if (count > 0) { /* the row's last */
+      end_products(&sums, table, row, bytes, at, x, bits);
+      at += AQ_CODES_BYTES(bits), x += AQ_LEVEL_COLS;
     }
     lanes[i] = level_total(&sums, zero);
   }
