@@ -1,11 +1,13 @@
 /** Coded scales: grids of any range, and codes in one bit stream. */
 import { expect, test } from "bun:test";
 import {
+  fittedGrid,
   gridOver,
   gridScales,
   isScaleGrid,
   nearestScale,
   packScaleCodes,
+  scalesBeside,
   unpackScaleCodes,
 } from "../../../lib/quant/packed/scale_codes.ts";
 import { gaussians } from "../../_kernels.ts";
@@ -28,6 +30,32 @@ test("a grid reaches from the least to the most scale, whatever they are", () =>
   for (const grid of [[0, 1], [-1, 1], [1, 0.5], [1, 6], [NaN, 1], [1, NaN], [Infinity, 1]] as const) {
     expect([grid, isScaleGrid(grid)]).toEqual([grid, false]);
   }
+});
+
+test("a grid for scales leaves out what weighs little, unless that is not allowed", () => {
+  const scales = Float32Array.from({ length: 100 }, (_, i) => i === 7 ? 2 ** -7 : 1 + (i % 10) / 20);
+  const weights = (outlier: number) => Float64Array.from(scales, (_, i) => i === 7 ? outlier : 1);
+  const leastOf = (outlier: number, isAllowed = (_: Float64Array) => true) =>
+    fittedGrid(scales, weights(outlier), isAllowed)?.[0];
+  expect(leastOf(1e-9)).toBe(1);
+  expect(leastOf(100)).toBe(2 ** -7);
+  expect(leastOf(1e-9, ([first]) => first! < 0.5)).toBe(2 ** -7);
+  expect(leastOf(1e-9, () => false)).toBeUndefined();
+});
+
+test("scales beside others are a code away in both passes of a pair, then two, and never off the grid", () => {
+  const grid = gridOver(1, 4), scales = gridScales(grid), codes = [0, 1, 2, 3, 4, 5, 6, 7];
+  const own = Float32Array.from(codes, (code) => scales[code]!);
+  const moves = [2, 3, 4, 5].map((pass) =>
+    [...scalesBeside(own, grid, pass)].map((scale, i) => nearestScale(scales, scale) - codes[i]!)
+  );
+  expect(moves.map((all) => all.map(Math.abs))).toEqual(
+    [1, 1, 2, 2].map((distance) => codes.map(() => distance)),
+  );
+  for (const code of [2, 3, 4, 5]) {
+    expect([moves[0]![code]! + moves[1]![code]!, moves[2]![code]! + moves[3]![code]!]).toEqual([0, 0]);
+  }
+  expect(new Set(moves[0]!.slice(1, 7)).size).toBe(2);
 });
 
 test("codes of any groups come back from the stream, three bits each", () => {
