@@ -63,8 +63,9 @@ static double ratio(int what, size_t rows, size_t tokens) {
 }
 
 int main(int count, char **arguments) {
-  static const char *const names[] = {[AQ_ISA_AVX2] = "avx2", [AQ_ISA_NEON] = "neon", [AQ_ISA_NEON_DOT] = "neon_dot",
-                                      [AQ_ISA_AVX512_VNNI] = "avx512_vnni", [AQ_ISA_AVX512_VBMI] = "avx512_vbmi"};
+  static const char *const names[] = {[AQ_ISA_AVX2] = "avx2", [AQ_ISA_AVX512] = "avx512",
+                                      [AQ_ISA_AVX512_VNNI] = "avx512_vnni", [AQ_ISA_AVX512_VBMI] = "avx512_vbmi",
+                                      [AQ_ISA_NEON] = "neon", [AQ_ISA_NEON_DOT] = "neon_dot"};
   const size_t words = MANY * (COLS / 32 * 3), groups = MANY * (COLS / 64);
   packed = malloc(4 * words), scale = malloc(2 * groups), offset = malloc(2 * groups);
   x = malloc(4 * TOKENS * COLS), codes = malloc(TOKENS * COLS), out = malloc(4 * (size_t)ROWS * COLS);
