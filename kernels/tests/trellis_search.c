@@ -54,6 +54,7 @@ static layer make_layer(const shape *s, int32_t threads, const char *where) {
     l.offset[i] = gaussian() / 256;
   }
   for (size_t i = 0; i < (size_t)64 << s->bits; i++) l.table[i] = roundf(gaussian() * 32) / 32;
+  if (random_bits() % 2) aq_trellis_table(s->bits, l.table); /* levels that are sums of terms */
   return l;
 }
 

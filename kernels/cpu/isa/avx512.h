@@ -155,4 +155,10 @@ AQ_INLINE vu v_widen_triples(const uint8_t *p) {
 #define AQ_OWN_LOOKUP
 AQ_INLINE vf v_lookup(const float *table, vu at) { return (vf)_mm512_i32gather_ps((__m512i)at, table, 4); }
 
+/* Those of sixteen numbers that the low four bits of `at` choose. */
+#define AQ_OWN_SIXTEEN
+AQ_INLINE vf v_sixteen(const float *numbers, vu at) {
+  return (vf)_mm512_permutexvar_ps((__m512i)at, _mm512_loadu_ps(numbers));
+}
+
 #endif

@@ -34,8 +34,42 @@ static void load_lines(const float *from, size_t rows, size_t groups, float *chu
 #define AQ_NOW(survivor, word) ((survivor) + (1 + AQ_TRELLIS_BLOCK + (word)) * AQ_W)
 #define AQ_THEN(survivor, word) ((survivor) + (3 + AQ_TRELLIS_BLOCK + (word)) * AQ_W)
 
+/* Terms of levels that are sums as in arithmetic/trellis.h: two permutations find a level faster than loads
+ * of each lane. */
+typedef struct {
+  float first[16], second[16];
+  int are_there;
+} level_terms;
+
+#if !defined(AQ_OWN_SIXTEEN)
+AQ_INLINE vf v_sixteen(const float *numbers, vu at) { return v_lookup(numbers, at & 15); } /* no terms are there */
+#define AQ_SIXTEEN 0
+#else
+#define AQ_SIXTEEN 1
+#endif
+
+static level_terms terms_of(int32_t bits, const float *table) {
+  const uint32_t windows = (uint32_t)aq_trellis_windows(bits);
+  level_terms terms = {.are_there = AQ_SIXTEEN};
+  for (uint32_t w = 0; w < windows; w++)
+    if (aq_trellis_first(w) == 0) terms.second[aq_trellis_second(w, bits)] = table[w];
+  for (uint32_t w = 0; w < windows; w++)
+    if (aq_trellis_second(w, bits) == 0) terms.first[aq_trellis_first(w)] = table[w] - terms.second[0];
+  for (uint32_t w = 0; w < windows; w++)
+    terms.are_there &= terms.first[aq_trellis_first(w)] + terms.second[aq_trellis_second(w, bits)] == table[w];
+  return terms;
+}
+
+AQ_INLINE vf level_of(const int bits, const level_terms *terms, const float *table, vu window) {
+  if (!terms->are_there) return v_lookup(table, window);
+  const vu shifted = window >> 2;
+  return v_sixteen(terms->first, shifted) +
+         v_sixteen(terms->second, window ^ shifted ^ window >> (uint32_t)(bits + 2));
+}
+
 typedef struct {
   const aq_search_job *job;
+  level_terms terms;
   const float *turned;      /* [codes of a window, windows]: levels by place, for each digit that was written last */
   float *weights, *target;  /* [cols, AQ_ROWS] */
   float *scale, *offset;    /* [groups, AQ_ROWS] */
@@ -225,7 +259,7 @@ AQ_INLINE void begin_block(const int bits, const beam_chunk *b, int v, size_t ne
     vf error[AQ_TRELLIS_BLOCK];
     if (follows)
       for (size_t k = 0; k < AQ_TRELLIS_BLOCK; k++) {
-        const vf level = v_lookup(job->table, window_in(bits, now, then, k));
+        const vf level = level_of(bits, &b->terms, job->table, window_in(bits, now, then, k));
         error[k] = v_load(b->weights + (first + k) * AQ_ROWS + lane) - v_exact_fma(scale, level, offset);
       }
     for (size_t m = 0; m < part; m++) {
@@ -274,7 +308,8 @@ static void search(const aq_search_job *job, size_t row, size_t rows, float *wor
   for (size_t digit = 0; digit <= aq_trellis_reach(job->bits); digit++)
     for (size_t i = 0; i < windows; i++)
       turned[digit * windows + place_of(job->bits, i, digit)] = job->table[i];
-  beam_chunk b = {.job = job, .turned = turned, .errors = errors, .survivors = {work, work + windows * AQ_SURVIVOR}};
+  beam_chunk b = {.job = job, .terms = terms_of(job->bits, job->table), .turned = turned, .errors = errors,
+                  .survivors = {work, work + windows * AQ_SURVIVOR}};
   b.weights = work + 2 * windows * AQ_SURVIVOR;
   b.target = b.weights + n * AQ_ROWS;
   b.scale = b.target + n * AQ_ROWS;
