@@ -39,7 +39,7 @@ static void load_lines(const float *from, size_t rows, size_t groups, float *chu
 typedef struct {
   float first[16], second[16];
   int are_there;
-} level_terms;
+} search_terms;
 
 #if !defined(AQ_OWN_SIXTEEN)
 AQ_INLINE vf v_sixteen(const float *numbers, vu at) { return v_lookup(numbers, at & 15); } /* no terms are there */
@@ -48,9 +48,9 @@ AQ_INLINE vf v_sixteen(const float *numbers, vu at) { return v_lookup(numbers, a
 #define AQ_SIXTEEN 1
 #endif
 
-static level_terms terms_of(int32_t bits, const float *table) {
+static search_terms terms_of(int32_t bits, const float *table) {
   const uint32_t windows = (uint32_t)aq_trellis_windows(bits);
-  level_terms terms = {.are_there = AQ_SIXTEEN};
+  search_terms terms = {.are_there = AQ_SIXTEEN};
   for (uint32_t w = 0; w < windows; w++)
     if (aq_trellis_first(w) == 0) terms.second[aq_trellis_second(w, bits)] = table[w];
   for (uint32_t w = 0; w < windows; w++)
@@ -60,7 +60,7 @@ static level_terms terms_of(int32_t bits, const float *table) {
   return terms;
 }
 
-AQ_INLINE vf level_of(const int bits, const level_terms *terms, const float *table, vu window) {
+AQ_INLINE vf level_of(const int bits, const search_terms *terms, const float *table, vu window) {
   if (!terms->are_there) return v_lookup(table, window);
   const vu shifted = window >> 2;
   return v_sixteen(terms->first, shifted) +
@@ -69,7 +69,7 @@ AQ_INLINE vf level_of(const int bits, const level_terms *terms, const float *tab
 
 typedef struct {
   const aq_search_job *job;
-  level_terms terms;
+  search_terms terms;
   const float *turned;      /* [codes of a window, windows]: levels by place, for each digit that was written last */
   float *weights, *target;  /* [cols, AQ_ROWS] */
   float *scale, *offset;    /* [groups, AQ_ROWS] */
