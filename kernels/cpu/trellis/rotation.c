@@ -13,41 +13,71 @@ static float factor_of(uint32_t seed, size_t i, float length) {
 typedef struct {
   const float *x;
   float *out;
-  size_t blocks, block, cols; /* blocks of an item, rows of a block */
+  size_t rows, cols, block; /* rows of a block */
   uint32_t seed;
   int32_t inverse;
   float length;
 } rotation;
 
-/* Sums and differences of halves, in place: of single rows first. */
+#define AQ_FACTORS 64
+
+/* out = factors x of items [begin, end): each factor is computed once. */
+static void multiply(const rotation *r, const float *x, size_t begin, size_t end) {
+  for (size_t first = 0; first < r->rows; first += AQ_FACTORS) {
+    const size_t count = aq_min_size(AQ_FACTORS, r->rows - first);
+    float factors[AQ_FACTORS];
+    for (size_t i = 0; i < count; i++) factors[i] = factor_of(r->seed, first + i, r->length);
+    for (size_t item = begin; item < end; item++) {
+      const size_t at = (item * r->rows + first) * r->cols;
+      if (r->cols == 1)
+        for (size_t i = 0; i < count; i++) r->out[at + i] = factors[i] * x[at + i];
+      else
+        for (size_t row = 0; row < count; row++)
+          for (size_t i = at + row * r->cols; i < at + (row + 1) * r->cols; i++) r->out[i] = factors[row] * x[i];
+    }
+  }
+}
+
+/* Sums and differences of four parts of a run, two stages at once. */
+static inline void quarter(float *restrict a, float *restrict b, float *restrict c, float *restrict d, size_t n) {
+  for (size_t i = 0; i < n; i++) {
+    const float s = a[i] + b[i], t = a[i] - b[i], u = c[i] + d[i], v = c[i] - d[i];
+    a[i] = s + u;
+    b[i] = t + v;
+    c[i] = s - u;
+    d[i] = t - v;
+  }
+}
+
+static inline void halve(float *restrict a, float *restrict b, size_t n) {
+  for (size_t i = 0; i < n; i++) {
+    const float s = a[i] + b[i], t = a[i] - b[i];
+    a[i] = s;
+    b[i] = t;
+  }
+}
+
+/* The transform of a block in place, runs of single rows first. */
 static void transform(float *values, size_t rows, size_t cols) {
-  for (size_t half = cols; half < rows * cols; half *= 2)
-    for (size_t first = 0; first < rows * cols; first += 2 * half)
-      for (size_t i = first; i < first + half; i++) {
-        const float a = values[i], b = values[i + half];
-        values[i] = a + b;
-        values[i + half] = a - b;
-      }
+  const size_t n = rows * cols;
+  size_t run = cols;
+  for (; 4 * run <= n; run *= 4)
+    for (float *v = values; v < values + n; v += 4 * run) {
+      if (run == 1) quarter(v, v + 1, v + 2, v + 3, 1);
+      else quarter(v, v + run, v + 2 * run, v + 3 * run, run);
+    }
+  if (run < n) halve(values, values + run, run);
 }
 
 static int32_t run(const void *context, size_t begin, size_t end) {
   const rotation *r = context;
-  const size_t size = r->block * r->cols;
-  for (size_t unit = begin; unit < end; unit++) {
-    const float *x = r->x + unit * size;
-    float *out = r->out + unit * size;
-    const size_t first = unit % r->blocks * r->block;
-    if (r->inverse) {
-      if (out != x) __builtin_memcpy(out, x, size * sizeof *out);
-      transform(out, r->block, r->cols);
-      x = out;
-    }
-    for (size_t row = 0; row < r->block; row++) {
-      const float factor = factor_of(r->seed, first + row, r->length);
-      for (size_t i = row * r->cols; i < (row + 1) * r->cols; i++) out[i] = factor * x[i];
-    }
-    if (!r->inverse) transform(out, r->block, r->cols);
-  }
+  const size_t item = r->rows * r->cols, size = r->block * r->cols;
+  float *const out = r->out + begin * item, *const behind = r->out + end * item;
+  if (!r->inverse) multiply(r, r->x, begin, end);
+  else if (out != r->x + begin * item)
+    __builtin_memcpy(out, r->x + begin * item, (end - begin) * item * sizeof *out);
+  for (float *block = out; block < behind; block += size) transform(block, r->block, r->cols);
+  if (r->inverse) multiply(r, r->out, begin, end);
   return AQ_OK;
 }
 
@@ -56,11 +86,10 @@ int32_t aq_rotate(const float *x, size_t batch, size_t rows, size_t cols, int32_
   if (batch == 0 || rows == 0 || cols == 0) return AQ_OK;
   if (!x || !out) return AQ_E_ARGUMENT;
   if (!aq_three_counts_allowed(batch, rows, cols)) return AQ_E_SHAPE;
-  const size_t block = rows & (~rows + 1);
-  rotation job = {x, out, rows / block, block, cols, (uint32_t)seed, inverse, 1};
-  size_t left = block, stages = 1;
+  rotation job = {x, out, rows, cols, rows & (~rows + 1), (uint32_t)seed, inverse, 1};
+  size_t left = job.block, stages = 1;
   for (; left > 2; left /= 4, stages += 2) job.length /= 2;
   if (left == 2) job.length *= 0x1.6a09e6p-1f;
   const double work = (double)batch * (double)rows * (double)cols / AQ_CHEAP * (double)stages;
-  return aq_run_units(run, &job, batch * job.blocks, aq_work(work), threads);
+  return aq_run_units(run, &job, batch, aq_work(work), threads);
 }

@@ -23,12 +23,24 @@ const REFINED = { "thermodynamic.transition_optimization.enabled": true, enable_
 const CANDIDATES = "solver_options.candidates";
 
 /** Codes that are measured: uniform ones, then those that are compared with them. */
-const FORMS = [{ codes: "uniform" }, { codes: "trellis" }, { codes: "trellis", scale_bits: 3 }] as const;
+const FORMS = [
+  { codes: "uniform" },
+  { codes: "trellis", scale_bits: 16 },
+  { codes: "trellis", scale_bits: 3 },
+  { codes: "trellis", scale_bits: 0 },
+] as const;
+
+/** Scales of trellis codes by their bits, behind a comma. */
+const SCALES: Readonly<Record<number, string>> = {
+  16: "",
+  3: ", scales of 3 bits",
+  0: ", rotated, one scale",
+};
 
 /** What a seed measured of uniform codes and of trellis codes. */
 type Pair = {
   readonly seed: number;
-  /** Bits of the trellis codes' scales: half floats, or 3. */
+  /** Bits of the trellis codes' scales: half floats, 3, or 0 of one scale a tensor. */
   readonly scaleBits: number;
   readonly bitsPerWeight: readonly [uniform: number, trellis: number];
   readonly distance: readonly [uniform: number, trellis: number];
@@ -63,7 +75,10 @@ async function measureSetting(
   for (let seed = first; seed < first + (quick ? QUICK_SEEDS : seeds); seed++) {
     const measured = [];
     // the gradients of the refinement know scales that are half floats
-    for (const form of phase === undefined ? FORMS : FORMS.slice(0, 2)) {
+    const forms = (phase === undefined ? FORMS : FORMS.slice(0, 2)).filter((form) =>
+      group_size === 0 || !("scale_bits" in form) || form.scale_bits > 0
+    );
+    for (const form of forms) {
       const where = `${nameOfPath(path)}, ${bit_width} bits, groups of ${
         group_size || "a row"
       }, seed ${seed}`;
@@ -85,7 +100,7 @@ async function measureSetting(
     const [uniform, ...others] = measured as [typeof measured[0], ...typeof measured];
     pairs.push(...others.map((own, i) => ({
       seed,
-      scaleBits: i === 0 ? 16 : 3,
+      scaleBits: [16, 3, 0][i]!,
       bitsPerWeight: [uniform!.bitsPerWeight, own!.bitsPerWeight] as const,
       distance: [uniform!.distance, own!.distance] as const,
       layerRatio: Math.exp(
@@ -126,8 +141,7 @@ async function measureModel(context: BenchContext, path: string): Promise<SuiteR
   for (const [width, groupSize, scaleBits, pairs] of all) {
     const layers = ratioOf(pairs.map(({ layerRatio }) => layerRatio), seed);
     const distance = ratioOf(pairs.map(({ distance: [uniform, trellis] }) => trellis / uniform), seed);
-    const scales = scaleBits === 16 ? "" : `, scales of ${scaleBits} bits`;
-    const group = (groupSize === 0 ? "row" : `g ${groupSize}`) + scales,
+    const group = (groupSize === 0 ? "row" : `g ${groupSize}`) + SCALES[scaleBits],
       title = DISTANCE_TITLES[yardstick.kind];
     const of = (key: "bitsPerWeight" | "distance" | "seconds", which: 0 | 1) =>
       mean(pairs.map((pair) => pair[key][which]));

@@ -68,9 +68,13 @@ interface SolvedStage {
 const rowsOf = ({ weights: { rows }, experts = 1 }: LinearLayer): number[] =>
   Array.from({ length: experts }, () => rows / experts);
 
-/** Factors of a moment in the order of its columns, beside its diagonal's: trellis codes need one. */
+/**
+ * Arrays as large as a moment beside it and its factor: for trellis codes a factor in the order of the
+ * columns, and the moment of rotated inputs.
+ */
 const ownOrders = (forms: readonly WeightFormat[]): number =>
-  forms.some(({ codes }) => codes === "trellis") ? 1 : 0;
+  (forms.some(({ codes }) => codes === "trellis") ? 1 : 0) +
+  (forms.some(({ scaleBits }) => scaleBits === ROTATED_SCALE_BITS) ? 1 : 0);
 
 /**
  * Seconds of summing up products of all positions, chunk by chunk.

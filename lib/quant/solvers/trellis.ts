@@ -83,7 +83,7 @@ function startLines(problem: MomentProblem, ratio: number): Lines {
   return { scale, zeroPoint };
 }
 
-/** Part of the median scale of groups below which a grid need not reach, see {@linkcode ROW_LOSS}. */
+/** Part of the median scale of groups below which a grid need not reach, see {@linkcode CODED_LOSS}. */
 const LEAST_SCALE = 1 / 4;
 
 /** A grid of coded scales on which all starts of a layer lie. */
@@ -94,12 +94,12 @@ function gridOf(problem: MomentProblem): ScaleGrid {
   return gridOver(Math.min(Math.max(least, 2 ** -24), most), most);
 }
 
-/** Most squared error with coded scales as a multiple of that with half floats: of a row, and in the mean. */
-const ROW_LOSS = 8, MEAN_LOSS = 1.75;
+/** Most squared error as a multiple of that with half floats, of a row and in the mean of rows. */
+const CODED_LOSS = { row: 8, mean: 1.75 }, ROTATED_LOSS = { row: 40, mean: 4 };
 
 /** Whether half floats are needed: each row is one output, whatever its size beside the others. */
-const areTooLarge = (losses: Float64Array): boolean =>
-  !losses.every((loss) => loss <= ROW_LOSS) || total(losses) > MEAN_LOSS * losses.length;
+const areTooLarge = (losses: Float64Array, { row, mean }: typeof CODED_LOSS): boolean =>
+  !losses.every((loss) => loss <= row) || total(losses) > mean * losses.length;
 
 /**
  * Squared errors of rows on grids of coded scales as multiples of those with half floats. The error of a
@@ -135,7 +135,8 @@ function scaleWeights({ scale, objective }: Candidate): Float64Array {
 
 /** The grid for fitted scales; that of the starts where a better one would lose too much. */
 function gridFor(problem: MomentProblem, candidate: Candidate, start: ScaleGrid): ScaleGrid {
-  const losses = codedLosses(problem), isAllowed = (scales: Float64Array) => !areTooLarge(losses(scales));
+  const losses = codedLosses(problem),
+    isAllowed = (scales: Float64Array) => !areTooLarge(losses(scales), CODED_LOSS);
   return fittedGrid(candidate.scale, scaleWeights(candidate), isAllowed) ?? start;
 }
 
@@ -156,11 +157,13 @@ interface Prepared {
 /** Prepares a problem; where fewer scales lose too much, with half floats. */
 function prepared(problem: MomentProblem): Prepared {
   if (problem.scaleBits === OFFSET_BITS) return { problem };
-  if (problem.scaleBits === ROTATED_SCALE_BITS && !areTooLarge(rowLosses(problem))) {
+  if (problem.scaleBits === ROTATED_SCALE_BITS && !areTooLarge(rowLosses(problem), ROTATED_LOSS)) {
     return { problem: rotated(problem), rotationSeed: ROTATION_SEED };
   }
   const grid = problem.scaleBits === ROTATED_SCALE_BITS ? undefined : gridOf(problem);
-  if (grid !== undefined && !areTooLarge(codedLosses(problem)(gridScales(grid)))) return { problem, grid };
+  if (grid !== undefined && !areTooLarge(codedLosses(problem)(gridScales(grid)), CODED_LOSS)) {
+    return { problem, grid };
+  }
   return { problem: { ...problem, scaleBits: OFFSET_BITS } };
 }
 

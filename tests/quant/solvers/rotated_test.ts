@@ -1,13 +1,21 @@
-/** Trellis codes of rotated weights: the rotation by its definition, solved, multiplied, stored and read again. */
+/** Trellis codes of rotated weights: the rotation by its definition; solved, multiplied, stored, read. */
 import { afterAll, describe, expect, test } from "bun:test";
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { resolveConfig } from "../../../lib/config/mod.ts";
+import { InterruptedError } from "../../../lib/errors.ts";
 import { RefinableLinear } from "../../../lib/models/backward/linear.ts";
 import { takesIntegers } from "../../../lib/models/layers/int8.ts";
 import { linear } from "../../../lib/models/layers/linear.ts";
 import * as call from "../../../lib/native/functions.ts";
-import { dequantizeCheckpoint, quantizeCheckpoint } from "../../../lib/pipeline/mod.ts";
+import { openKernels } from "../../../lib/native/mod.ts";
+import {
+  dequantizeCheckpoint,
+  mergeCheckpoint,
+  quantizeCheckpoint,
+  readManifest,
+} from "../../../lib/pipeline/mod.ts";
+import type { RunEvent } from "../../../lib/progress.ts";
 import {
   accumulateMoment,
   dequantize,
@@ -22,7 +30,7 @@ import {
   type TwoLevelTensor,
 } from "../../../lib/quant/mod.ts";
 import { openCheckpoint } from "../../../lib/tensor/mod.ts";
-import { gaussian, matrix, workplace, writeCheckpoint } from "../../_checkpoints.ts";
+import { differences, gaussian, matrix, workplace, writeCheckpoint } from "../../_checkpoints.ts";
 import { allInt8Kernels, gaussians } from "../../_kernels.ts";
 
 const every = await allInt8Kernels(), kernels = every.at(-1)!.kernels;
@@ -107,6 +115,15 @@ test("a rotation is its matrix, its inverse the transpose, of the same bytes eve
   }
 });
 
+test("a rotation of many rows is the same on several threads", async () => {
+  const x = gaussians(1, 512 * 1024), out = new Float32Array(x.length), other = new Float32Array(x.length);
+  const threaded = await openKernels({ threads: 3 });
+  call.rotate(scalar, "rotate", x, 512, 1024, 1, 5, 1, out);
+  call.rotate(threaded, "rotate", x, 512, 1024, 1, 5, 1, other);
+  threaded.close();
+  expect(other).toEqual(out);
+});
+
 describe("rotated trellis codes", () => {
   const ROWS = 48, COLS = 64, weights = gaussians(1, ROWS * COLS), moment = momentOf(COLS);
   const problem = { weights, rows: ROWS, cols: COLS, moment, ...FORMAT };
@@ -182,41 +199,33 @@ describe("rotated trellis codes", () => {
   });
 
   test("come back from a checkpoint, whose scale and seed they have", async () => {
-    const [long, odd, short] = ["up", "gate", "down"].map((part) => `model.layers.0.mlp.${part}_proj.weight`);
-    const input = writeCheckpoint(place.fresh(), {
-      [short!]: matrix(96, 64, gaussian(96 * 64, 2)),
-      [odd!]: matrix(96, 70, gaussian(96 * 70, 3)),
-      [long!]: matrix(32, 1632, gaussian(32 * 1632, 4)),
-    });
-    const given = { codes: "trellis", bit_width: 2, scale_bits: 0 },
-      output = place.fresh(),
-      plain = place.fresh();
-    const { config } = resolveConfig({ overrides: given });
+    const short = "model.layers.0.mlp.up_proj.weight", output = place.fresh(), plain = place.fresh();
+    const input = writeCheckpoint(place.fresh(), { [short]: matrix(96, 64, gaussian(96 * 64, 2)) });
+    const { config } = resolveConfig({ overrides: { codes: "trellis", bit_width: 2, scale_bits: 0 } });
     expect(config.groupSize).toBe(0);
     await quantizeCheckpoint({ kernels, input, output, config });
     {
       using checkpoint = openCheckpoint(output);
-      const layers = packedLayers(checkpoint), layer = layers.get(short!)!;
+      const layers = packedLayers(checkpoint), layer = layers.get(short)!;
       // four words a row, a scale, a seed, the shape
       expect(layer).toMatchObject({ scaleBits: 0, bitsPerWeight: (96 * 16 + 2 + 4 + 16) * 8 / (96 * 64) });
-      for (const name of [odd, long]) expect([name, layers.get(name!)!.scaleBits]).toEqual([name, 16]);
       const own = readPackedTensor(checkpoint, layer) as TwoLevelTensor;
       using source = openCheckpoint(input);
-      const weights = { data: source.read(short!), dtype: source.tensors.get(short!)!.info.dtype as "F32" };
+      const weights = { data: source.read(short), dtype: source.tensors.get(short)!.info.dtype as "F32" };
       expect(own).toEqual(
         quantizeByWeights(kernels, weights, 96, 64, { ...FORMAT, solver: "clip" }) as TwoLevelTensor,
       );
       expect(() => readPackedTensor(checkpoint, layer, 0, 32)).toThrow(RangeError);
       await dequantizeCheckpoint({ kernels, input: output, output: plain, dtype: "F32" });
       using back = openCheckpoint(plain);
-      expect(new Float32Array(back.read(short!).buffer)).toEqual(dequantize(kernels, own));
+      expect(new Float32Array(back.read(short).buffer)).toEqual(dequantize(kernels, own));
     }
     const file = join(output, "model.safetensors"), bytes = readFileSync(file);
     const data = 8 + bytes.readUInt32LE(0), header = JSON.parse(bytes.toString("utf8", 8, data));
     bytes.writeInt32LE(-7, data + header[`${short}_seed`].data_offsets[0]);
     writeFileSync(file, bytes);
     using other = openCheckpoint(output);
-    const reseeded = readPackedTensor(other, packedLayers(other).get(short!)!) as TwoLevelTensor;
+    const reseeded = readPackedTensor(other, packedLayers(other).get(short)!) as TwoLevelTensor;
     expect(reseeded.rotationSeed).toBe(-7);
     expect(largestDifference([...dequantize(kernels, reseeded)], decode(reseeded).flat())).toBeLessThan(1e-5);
   });
@@ -241,6 +250,31 @@ describe("rotated trellis codes", () => {
     }
   });
 
+  test("are planned where rows are short and a power of two divides both sides", async () => {
+    const shapes = [[96, 64], [96, 1600], [96, 1632], [96, 70], [48, 64], [64, 16]] as const;
+    const name = (i: number) => `model.layers.${i}.mlp.up_proj.weight`;
+    const input = writeCheckpoint(
+      place.fresh(),
+      Object.fromEntries(
+        shapes.map(([rows, cols], i) => [name(i), matrix(rows, cols, gaussian(rows * cols, i))]),
+      ),
+    );
+    for (
+      const [scale_bits, wanted] of [[0, [0, 0, 16, 16, 16, 16]], [16, [16, 16, 16, 16, 16, 16]]] as const
+    ) {
+      const { config } = resolveConfig({ overrides: { codes: "trellis", bit_width: 2, scale_bits } });
+      const { plan } = await quantizeCheckpoint({
+        kernels,
+        input,
+        output: place.fresh(),
+        config,
+        dryRun: true,
+      });
+      const found = shapes.map((_, i) => plan.rows.find((row) => row.name === name(i))!.scaleBits);
+      expect(found).toEqual([...wanted]);
+    }
+  });
+
   test("are refused with what does not know them", () => {
     const given = { codes: "trellis", bit_width: 2, scale_bits: 0, solver: "best" };
     const refused: [object, RegExp][] = [
@@ -255,5 +289,60 @@ describe("rotated trellis codes", () => {
     for (const [keys, message] of refused) {
       expect(() => resolveConfig({ overrides: { ...given, ...keys } })).toThrow(message);
     }
+  });
+
+  test("are planned to the byte, resumed and merged to the same bytes, or have half floats and say so", async () => {
+    const names = ["up", "gate", "down"].map((part) => `model.layers.0.mlp.${part}_proj.weight`);
+    const uneven = gaussian(32 * 64, 4).map((weight, i) => i < 64 ? weight / 100 : weight);
+    const input = writeCheckpoint(place.fresh(), {
+      [names[0]!]: matrix(32, 64, gaussian(32 * 64, 2)),
+      [names[1]!]: matrix(64, 32, gaussian(64 * 32, 3)),
+      [names[2]!]: matrix(32, 64, uneven),
+    });
+    const { config } = resolveConfig({ overrides: { codes: "trellis", bit_width: 2, scale_bits: 0 } });
+    const whole = place.fresh(), resumed = place.fresh(), parts = place.fresh(), merged = place.fresh();
+    const given = { kernels, input, config }, events: RunEvent[] = [];
+    const { plan } = await quantizeCheckpoint({ ...given, output: place.fresh(), dryRun: true });
+    await quantizeCheckpoint({ ...given, output: whole, onEvent: (event) => void events.push(event) });
+    const stored = readManifest(whole)!.layers;
+    const of = (rows: readonly { readonly name: string; readonly bytesAfter: number }[], name: string) =>
+      rows.find((row) => row.name === name)!.bytesAfter;
+    for (const name of names.slice(0, 2)) {
+      expect([name, of(stored, name)]).toEqual([name, of(plan.rows, name)]);
+    }
+    expect(stored.find(({ name }) => name === names[2])).toMatchObject({
+      reason: "one_scale",
+      scaleBits: 16,
+    });
+    expect(events.filter(({ kind }) => kind === "fallback").map(({ message }) => message)).toEqual([
+      `${
+        names[2]
+      }: one scale would lose too much of its rows; stored with half-precision scales and offsets, ` +
+      `${of(stored, names[2]!)} bytes instead of ${of(plan.rows, names[2]!)}`,
+    ]);
+
+    const controller = new AbortController();
+    await expect(quantizeCheckpoint({
+      ...given,
+      output: resumed,
+      signal: controller.signal,
+      onProgress: ({ tensorsDone }) => tensorsDone >= 1 && controller.abort("SIGINT"),
+    })).rejects.toBeInstanceOf(InterruptedError);
+    await quantizeCheckpoint({ ...given, output: resumed, resume: true });
+    for (const index of [2, 1]) {
+      await quantizeCheckpoint({ ...given, output: parts, shard: { index, count: 2 } });
+    }
+    await mergeCheckpoint({ input, output: merged, shards: [parts] });
+    for (const output of [resumed, merged]) expect(differences(output, whole)).toEqual([]);
+  });
+
+  test("name the weight that is not finite", async () => {
+    const data = gaussian(32 * 64, 2);
+    data[70] = NaN;
+    const input = writeCheckpoint(place.fresh(), { "a.weight": matrix(32, 64, data) });
+    const { config } = resolveConfig({ overrides: { codes: "trellis", bit_width: 2, scale_bits: 0 } });
+    await expect(quantizeCheckpoint({ kernels, input, output: place.fresh(), config })).rejects.toThrow(
+      /NaN or infinity at row 1, column 6/,
+    );
   });
 });
