@@ -360,6 +360,25 @@ AQ_API int32_t aq_gate_add(const float *residual, const float *gate, const float
 /* a + b. out may be a or b. */
 AQ_API int32_t aq_add(const float *a, const float *b, size_t n, float *out, int32_t isa, int32_t threads);
 
+/* Mixtures of experts: softmax over each row of logits f32[rows, experts] in float64 plus bias f32[experts]
+ * (null: zeros), and of these the per_token largest, of equals the first: expert i32[rows, per_token] and
+ * weight f32[rows, per_token], the largest first. logits is overwritten. per_token <= experts (else
+ * AQ_E_SHAPE). */
+AQ_API int32_t aq_choose_experts(AQ_INOUT float *logits, const float *bias, size_t rows, size_t experts,
+                                 size_t per_token, int32_t *expert, float *weight, int32_t threads);
+
+/* Row place[i] of x f32[rows, cols] -> row i of out f32[count, cols]; a place is below rows (else AQ_E_VALUE,
+ * as below). */
+AQ_API int32_t aq_gather_rows(const float *x, const int32_t *place, size_t count, size_t rows, size_t cols, float *out,
+                              int32_t threads);
+
+/* Each row of x f32[rows, cols] times its factor, in place. */
+AQ_API int32_t aq_scale_rows(AQ_INOUT float *x, const float *factor, size_t rows, size_t cols, int32_t threads);
+
+/* Row i of x f32[count, cols] is added to row place[i] of out f32[rows, cols]; no place is there twice. */
+AQ_API int32_t aq_add_rows(const float *x, const int32_t *place, size_t count, size_t rows, size_t cols,
+                           AQ_INOUT float *out, int32_t threads);
+
 /* images f32[batch, channels, height, width] -> out f32[batch, height/patch, width/patch, channels, patch,
  * patch]. patch divides height and width (else AQ_E_SHAPE). */
 AQ_API int32_t aq_patchify(const float *images, size_t batch, size_t channels, size_t height, size_t width,

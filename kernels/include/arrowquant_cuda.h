@@ -234,6 +234,19 @@ AQ_API int32_t aq_cuda_modulate(aq_cuda_buffer x, aq_cuda_buffer scale, aq_cuda_
 AQ_API int32_t aq_cuda_gate_add(aq_cuda_buffer residual, aq_cuda_buffer gate, aq_cuda_buffer x, size_t stride,
                                 size_t batch, size_t tokens, size_t cols, aq_cuda_buffer out, aq_cuda_stream stream);
 AQ_API int32_t aq_cuda_add(aq_cuda_buffer a, aq_cuda_buffer b, size_t n, aq_cuda_buffer out, aq_cuda_stream stream);
+
+/* To the bit. A place that is too large is no error: the row it would give is zeros, the one it would change
+ * is not there. */
+AQ_API int32_t aq_cuda_choose_experts(aq_cuda_buffer logits, aq_cuda_buffer bias, size_t rows, size_t experts,
+                                      size_t per_token, aq_cuda_buffer expert, aq_cuda_buffer weight,
+                                      aq_cuda_stream stream);
+AQ_API int32_t aq_cuda_gather_rows(aq_cuda_buffer x, aq_cuda_buffer place, size_t count, size_t rows, size_t cols,
+                                   aq_cuda_buffer out, aq_cuda_stream stream);
+AQ_API int32_t aq_cuda_scale_rows(aq_cuda_buffer x, aq_cuda_buffer factor, size_t rows, size_t cols,
+                                  aq_cuda_stream stream);
+AQ_API int32_t aq_cuda_add_rows(aq_cuda_buffer x, aq_cuda_buffer place, size_t count, size_t rows, size_t cols,
+                                aq_cuda_buffer out, aq_cuda_stream stream);
+
 AQ_API int32_t aq_cuda_patchify(aq_cuda_buffer images, size_t batch, size_t channels, size_t height, size_t width,
                                 size_t patch, aq_cuda_buffer out, aq_cuda_stream stream);
 AQ_API int32_t aq_cuda_unpatchify(aq_cuda_buffer tokens, size_t batch, size_t channels, size_t height, size_t width,

@@ -208,6 +208,7 @@ static void run_shapes(void) {
 #include "cuda/trellis.h"
 #include "cuda/trellis_solver.h"
 #include "cuda/backward.h"
+#include "cuda/experts.h"
 #include "cuda/memory.h"
 #include "cuda/bench.h"
 
@@ -259,6 +260,7 @@ int main(int argc, char **argv) {
   run_trellis_shapes();
   run_trellis_solvers();
   run_backward();
+  run_mixtures();
   run_refusals();
   require(aq_cuda_free_stream(stream), "free the stream");
   return finish();

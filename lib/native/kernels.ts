@@ -50,6 +50,8 @@ export interface ArrayPlaces {
   hold<T extends View>(array: T, isScratch?: boolean): T;
   /** The array is the host's again, with what kernels have made of it. */
   release<T extends View>(array: T): T;
+  /** The array is the host's again, whatever is in it. */
+  discard<T extends View>(array: T): T;
   /** All held arrays are the host's again, whatever is in them, and none is held from now on. */
   drop(): void;
   /** The array never changes from now on: a copy may stay as long as there is room. */
@@ -67,6 +69,7 @@ export const HOST_ARRAYS: ArrayPlaces = {
   open() {},
   hold: (array) => array,
   release: (array) => array,
+  discard: (array) => array,
   drop() {},
   constant: (array) => array,
   ahead() {},

@@ -3,6 +3,7 @@ import { convertFloats } from "../../lib/quant/convert.ts";
 import { dequantize } from "../../lib/quant/dequantize.ts";
 import { quantize } from "../../lib/quant/quantize.ts";
 import { unpackCodes } from "../../lib/quant/codes.ts";
+import { addRows, chooseExperts, gatherRows, scaleRows } from "../../lib/native/functions.ts";
 import { withThreads } from "../../lib/native/mod.ts";
 import { attention, MAX_POSITION, rotary, timestepEmbedding } from "../../lib/models/layers/attention.ts";
 import { add, gateAdd, geluTanh, modulate, silu, siluMultiply } from "../../lib/models/layers/elementwise.ts";
@@ -318,6 +319,49 @@ const INT8_SHAPES = [[1, 1, 1], [1, 3, 31], [2, 17, 32], [3, 33, 33], [5, 31, 10
   40,
   4500,
 ]] as const;
+
+describe("mixtures of experts", () => {
+  for (const { name, kernels } of everywhere) {
+    test(`${name}: a token's experts are those of the largest weights, of equals the first`, () => {
+      for (const [rows, experts, perToken] of [[1, 1, 1], [5, 4, 2], [33, 64, 8], [3, 7, 7]] as const) {
+        for (const bias of [null, gaussians(experts, experts).map((value) => 0.1 * value)]) {
+          const logits = gaussians(rows, rows * experts).map((value, i) => i % 3 === 0 ? 1 : 5 * value);
+          const expert = new Int32Array(rows * perToken), weight = new Float32Array(rows * perToken);
+          chooseExperts(kernels, "choose", logits.slice(), bias, rows, experts, perToken, expert, weight);
+          for (let row = 0; row < rows; row++) {
+            const own = logits.subarray(row * experts, (row + 1) * experts), largest = Math.max(...own);
+            const exponentials = Array.from(own, (value) => Math.exp(value - largest));
+            const sum = exponentials.reduce((total, value) => total + value, 0);
+            const weights = exponentials.map((value, e) => Math.fround(value / sum + (bias?.[e] ?? 0)));
+            const wanted = [...weights.keys()].sort((a, b) => weights[b]! - weights[a]! || a - b).slice(0, perToken);
+            const at = (of: ArrayLike<number>) => Array.from(of).slice(row * perToken, (row + 1) * perToken);
+            expect(at(expert)).toEqual(wanted);
+            for (const [k, value] of at(weight).entries()) {
+              expect(Math.abs(value - weights[wanted[k]!]!)).toBeLessThanOrEqual(EPSILON * Math.abs(value));
+            }
+          }
+        }
+      }
+      const none = [new Int32Array(3), new Float32Array(3)] as const;
+      expect(() => chooseExperts(kernels, "choose", new Float32Array(2), null, 1, 2, 3, ...none)).toThrow(/Cannot choose/);
+    });
+
+    test(`${name}: rows are gathered, scaled and added, and no place beyond them is taken`, () => {
+      const x = Float32Array.of(1, 2, 3, 4, 5, 6), place = Int32Array.of(2, 0), out = new Float32Array(4);
+      gatherRows(kernels, "take", x, place, 2, 3, 2, out);
+      expect([...out]).toEqual([5, 6, 1, 2]);
+      scaleRows(kernels, "scale", out, Float32Array.of(2, -1), 2, 2);
+      expect([...out]).toEqual([10, 12, -1, -2]);
+      addRows(kernels, "add", out, place, 2, 3, 2, x);
+      expect([...x]).toEqual([0, 0, 3, 4, 15, 18]);
+      for (const wrong of [-1, 3]) {
+        place[1] = wrong;
+        expect(() => gatherRows(kernels, "take", x, place, 2, 3, 2, out)).toThrow(/Cannot take/);
+        expect(() => addRows(kernels, "add", out, place, 2, 3, 2, x)).toThrow(/Cannot add/);
+      }
+    });
+  }
+});
 
 describe("8-bit activations", () => {
   const scalar = int8Everywhere.find(({ kernels }) => kernels.isa === "scalar")!.kernels;

@@ -17,7 +17,7 @@ import { equalTimeGroups, type LayerParameters, maskRatioAxis, TimeParameters } 
 import { HeldWeights } from "../../lib/models/layers/held_weights.ts";
 import { trellisGradient } from "../../lib/models/backward/kernels.ts";
 import { refineDit } from "../../lib/models/backward/refine.ts";
-import { loadDit, loadDream, loadModel, modelFrom } from "../../lib/models/mod.ts";
+import { loadDit, loadDream, loadLladaMoe, loadModel, modelFrom } from "../../lib/models/mod.ts";
 import { DeviceMemory } from "../../lib/native/cuda/memory.ts";
 import { DeviceArrays } from "../../lib/native/cuda/arrays.ts";
 import { type CudaKernels, describeCudaStatus, openCuda } from "../../lib/native/cuda/mod.ts";
@@ -36,6 +36,7 @@ import { solveLayer } from "../../lib/quant/solvers/solve_layer.ts";
 import { DEFAULT_SOLVER_SETTINGS } from "../../lib/quant/solvers/settings.ts";
 import { solveModel } from "../../lib/solve/solve_model.ts";
 import { differences, MODELS, run, workplace } from "../_checkpoints.ts";
+import { readersPython, runReader } from "../_readers.ts";
 import { ditCheckpoint, dreamCheckpoint, SMALL_IMAGE, SMALL_LANGUAGE, store } from "../_models.ts";
 
 const read = (path: string) => readFileSync(new URL(`../../${path}`, import.meta.url), "utf8");
@@ -524,6 +525,59 @@ describe("models on a GPU", () => {
       place.remove();
     }
   });
+
+  test("experts are chosen and their rows moved there: of a mixture only the choice comes back", async () => {
+    if (!COMPUTES || await deviceLine() === undefined) return;
+    const python = readersPython();
+    if (python === undefined) return console.log("skipped: no Python that makes the mixtures");
+    using gpu = await openKernels({ backend: "cuda" });
+    using cpu = await openKernels({ backend: "cpu" });
+    const place = workplace(), folder = place.fresh(), { download } = DeviceMemory.prototype;
+    const { wrote } = DeviceArrays.prototype, moved: number[] = [];
+    DeviceMemory.prototype.download = function (handle, array, ...rest) {
+      moved.push(array.byteLength);
+      download.call(this, handle, array, ...rest);
+    };
+    DeviceArrays.prototype.wrote = function (array, handle) {
+      if (array instanceof Float32Array) array.fill(NaN); // until it is asked for
+      wrote.call(this, array, handle);
+    };
+    try {
+      const names = await runReader(python, "language_models.py", ["make", folder]) as string[];
+      const mixtures = names.filter((name) => name.includes("moe"));
+      expect(mixtures.length).toBeGreaterThan(0);
+      for (const name of mixtures) {
+        const inputIds = Int32Array.from({ length: 24 }, (_, i) => i % 16), rows = Int32Array.of(3, 17);
+        const [own, wanted] = [gpu, cpu].map((kernels) => {
+          const model = loadLladaMoe(join(folder, name), kernels), seen: Float32Array[] = [];
+          const observe = (_: unknown, x: Float32Array) => void seen.push(x.slice());
+          moved.length = 0;
+          const logits = model.forward(inputIds, 2).slice(), blocks = model.parts.blocks;
+          const mixed = blocks.filter(({ mixture }) => mixture !== undefined).length;
+          // the choices and their weights; logits and the hidden states
+          if (kernels === gpu) expect([name, moved.length]).toEqual([name, 2 * mixed + 2]);
+          const batch = { inputIds, batch: 2 }, hidden = model.start(batch), stops: Float32Array[] = [];
+          for (const block of blocks.keys()) {
+            for (const { x } of model.stagesOf(block, batch, hidden, {})) stops.push(x.slice());
+          }
+          return [
+            logits,
+            model.forward(inputIds, 2, { rows }).slice(),
+            model.forward(inputIds, 2, { observe }).slice(),
+            hidden,
+            ...stops,
+            ...seen,
+          ];
+        });
+        expect(own!.length).toBe(wanted!.length);
+        expect(Math.max(...own!.map((values, i) => apart(values, wanted![i]!) || 0))).toBeLessThan(1e-3);
+      }
+    } finally {
+      DeviceMemory.prototype.download = download;
+      DeviceArrays.prototype.wrote = wrote;
+      place.remove();
+    }
+  }, 120_000);
 
   test("weights that are held are brought once, and again where other ones took their memory", async () => {
     if (!COMPUTES || await deviceLine() === undefined) return;

@@ -77,7 +77,7 @@ export class IntegerProducts {
     const codes = this.#codes(count, weights.cols, bits), { arrays } = this.kernels;
     const parameters = [codes.scale, codes.zeroPoint];
     if (grid !== undefined) {
-      for (const array of parameters) arrays.release(array);
+      for (const array of parameters) arrays.discard(array);
       giveGrid(grid, codes);
     }
     arrays.hold(codes.codes, true);

@@ -2,6 +2,7 @@
  * The forward pass of a masked transformer, for inference and for gradients: with a tape, every value that
  * the backward pass reads gets memory that nothing overwrites.
  */
+import { gatherRows } from "../../native/functions.ts";
 import { attention, rotary } from "../layers/attention.ts";
 import { add, siluMultiply } from "../layers/elementwise.ts";
 import { rmsNorm } from "../layers/norms.ts";
@@ -79,17 +80,17 @@ export function* stagesOfBlock(
   attention(kernels, inputs, shape, attended);
   if (rows !== undefined) {
     count = rows.length;
-    const width = heads * headSize, { arrays } = kernels;
-    arrays.release(attended);
-    attended = gather(attended, rows, width, arrays.release(take("attendedRows", width)));
-    residual = gather(
-      arrays.release(hidden),
-      rows,
+    const all = batch * tokens, width = heads * headSize;
+    const wanted = (from: Floats, cols: number, to: Floats) => {
+      gatherRows(kernels, "take rows", from, rows, count, all, cols, to);
+      return to;
+    };
+    attended = wanted(attended, width, take("attendedRows", width));
+    residual = wanted(
+      hidden,
       hiddenSize,
-      workspace.take("hiddenRows", count * hiddenSize),
+      kernels.arrays.hold(workspace.take("hiddenRows", count * hiddenSize), true),
     );
-    if (tape === undefined) arrays.hold(attended);
-    arrays.hold(residual);
   }
   const delta = kernels.arrays.hold(workspace.take("delta", count * hiddenSize), true);
   yield { layers: [block.attentionOutput], x: attended, rows: count, residual };
@@ -157,14 +158,6 @@ export function* stageOfHead(
 /** Multiplies by a factor, in place. */
 export function scaleInPlace(values: Float32Array, factor: number): void {
   if (factor !== 1) { for (let i = 0; i < values.length; i++) values[i]! *= factor; }
-}
-
-/** Rows of a matrix, one after the other. */
-function gather(from: Float32Array, rows: Int32Array, cols: number, to: Floats): Floats {
-  for (let i = 0; i < rows.length; i++) {
-    to.set(from.subarray(rows[i]! * cols, (rows[i]! + 1) * cols), i * cols);
-  }
-  return to;
 }
 
 /** Rotary positions: 0, 1, … in each sequence; with padding they count real tokens, as in Dream's code. */

@@ -3,11 +3,18 @@
  * largest. An expert runs on its tokens alone. Where somebody looks at what its layers read it is shown a row
  * for every position, with zeros for those that others have, so that rows stay those of the positions.
  */
+import { addRows, chooseExperts, gatherRows, scaleRows } from "../../native/functions.ts";
+import type { Kernels } from "../../native/mod.ts";
 import { add, siluMultiply } from "../layers/elementwise.ts";
 import type { StagedRun } from "../layers/blockwise.ts";
 import type { Mixture, TransformerPass } from "./weights.ts";
 
 type Floats = Float32Array<ArrayBuffer>;
+type Four = [Floats, Floats, Floats, Floats];
+
+const DOING = "run a mixture of experts";
+/** An expert's input, output, gate and what the gate is multiplied with. */
+const SCRATCH = ["expertInput", "expertOutput", "expertGate", "expertUp"] as const;
 
 /** What a mixture reads. */
 export interface MixtureInput {
@@ -21,8 +28,8 @@ export interface MixtureInput {
 
 /** Rows of an expert and their weights, row after row. */
 interface Routed {
-  readonly rows: number[];
-  readonly weights: number[];
+  readonly rows: Int32Array<ArrayBuffer>;
+  readonly weights: Floats;
 }
 
 /**
@@ -37,18 +44,22 @@ export function* stagesOfMixture(
   hidden: Floats,
 ): StagedRun<void> {
   const { kernels, config: { hiddenSize: cols, mixture }, workspace } = pass, { expertSize } = mixture!;
-  kernels.arrays.release(x); // rows go from expert to expert here
-  const logits = workspace.take("router", rows * experts.length);
+  const { arrays } = kernels;
+  const logits = arrays.hold(workspace.take("router", rows * experts.length), true);
   yield { layers: [router], x, rows };
   pass.linear(router, x, rows, logits, positions);
-  const routed = routes(logits, bias, experts.length, mixture!.perToken);
-  const mixed = workspace.take("mixed", rows * cols).fill(0);
-  const input = workspace.take("expertInput", rows * cols),
-    output = workspace.take("expertOutput", rows * cols);
-  const gate = workspace.take("expertGate", rows * expertSize);
-  const up = workspace.take("expertUp", rows * expertSize);
+  const routed = routes(kernels, logits, bias, {
+    rows,
+    experts: experts.length,
+    perToken: mixture!.perToken,
+  });
+  const mixed = arrays.hold(arrays.discard(workspace.take("mixed", rows * cols)).fill(0));
+  const scratch = [cols, cols, expertSize, expertSize].map((width, i) =>
+    workspace.take(SCRATCH[i]!, rows * width)
+  );
   /** An expert's rows among those of all positions, for who looks at what a layer reads. */
   const shown = (own: Routed, from: Floats, width: number) => {
+    arrays.release(from);
     const all = workspace.take("expertRows", rows * Math.max(cols, expertSize)).subarray(0, rows * width)
       .fill(0);
     for (const [i, row] of own.rows.entries()) {
@@ -59,11 +70,13 @@ export function* stagesOfMixture(
   for (const [e, expert] of experts.entries()) {
     const own = routed[e]!, count = own.rows.length;
     if (count === 0 && !isWatched) continue;
-    const at = Int32Array.from(own.rows, (row) => positions === undefined ? row : positions[row]!);
-    const part = (of: Floats, width: number) => of.subarray(0, count * width);
-    const xs = part(input, cols), gates = part(gate, expertSize), ups = part(up, expertSize);
+    const at = positions === undefined ? own.rows : own.rows.map((row) => positions[row]!);
+    const [xs, outputs, gates, ups] = scratch.map((all) =>
+      all.subarray(0, count * all.length / rows)
+    ) as Four;
     const gather = () => {
-      for (const [i, row] of own.rows.entries()) xs.set(x.subarray(row * cols, (row + 1) * cols), i * cols);
+      for (const array of scratch) arrays.hold(array, true);
+      gatherRows(kernels, DOING, x, own.rows, count, rows, cols, xs);
     };
     gather();
     if (isWatched) {
@@ -75,9 +88,7 @@ export function* stagesOfMixture(
     pass.run(expert.gate, xs, count, gates, at);
     pass.run(expert.up, xs, count, ups, at);
     if (count > 0) siluMultiply(kernels, gates, ups, gates);
-    for (const [i, weight] of own.weights.entries()) {
-      for (let c = i * expertSize; c < (i + 1) * expertSize; c++) gates[c]! *= weight;
-    }
+    scaleRows(kernels, DOING, gates, own.weights, count, expertSize);
     if (isWatched) {
       const all = shown(own, gates, expertSize);
       yield { layers: [expert.down], x: all, rows, kept: [x, mixed] };
@@ -85,52 +96,27 @@ export function* stagesOfMixture(
       for (const [i, row] of own.rows.entries()) {
         gates.set(all.subarray(row * expertSize, (row + 1) * expertSize), i * expertSize);
       }
+      for (const array of scratch) arrays.hold(array, array.buffer !== gates.buffer);
     }
-    const outputs = part(output, cols);
     pass.run(expert.down, gates, count, outputs, at);
-    for (const [i, row] of own.rows.entries()) {
-      for (let c = 0, to = row * cols, from = i * cols; c < cols; c++) mixed[to + c]! += outputs[from + c]!;
-    }
+    addRows(kernels, DOING, outputs, own.rows, count, rows, cols, mixed);
   }
   add(kernels, hidden, mixed, hidden);
 }
 
-/**
- * The tokens of each expert: softmax over the router's outputs, plus the experts' biases, and of these the
- * largest; of equals the first. The weights do not add up to 1, as in LLaDA-MoE's code.
- */
-function routes(logits: Floats, bias: Floats | undefined, experts: number, perToken: number): Routed[] {
-  const routed = Array.from({ length: experts }, (): Routed => ({ rows: [], weights: [] }));
-  const weights = new Float64Array(experts);
-  for (let row = 0; row * experts < logits.length; row++) {
-    const own = logits.subarray(row * experts, (row + 1) * experts);
-    let largest = -Infinity, sum = 0;
-    for (const value of own) if (value > largest) largest = value;
-    for (let e = 0; e < experts; e++) sum += weights[e] = exponential(own[e]! - largest);
-    for (let e = 0; e < experts; e++) {
-      weights[e] = Math.fround(weights[e]! / sum + (bias === undefined ? 0 : bias[e]!));
-    }
-    for (let k = 0; k < perToken; k++) {
-      let best = 0;
-      for (let e = 1; e < experts; e++) if (weights[e]! > weights[best]!) best = e;
-      routed[best]!.rows.push(row);
-      routed[best]!.weights.push(weights[best]!);
-      weights[best] = -Infinity;
-    }
-  }
-  return routed;
-}
-
-const LOG_2 = [0.693147180369123816490, 1.90821492927058770002e-10] as const;
-const power = new Float64Array(1), powerWords = new Uint32Array(power.buffer);
-
-/** e^x for x ≤ 0, of operations that every runtime rounds alike: `Math.exp` is each engine's own. */
-function exponential(x: number): number {
-  if (!(x > -700)) return x === x ? 0 : NaN;
-  const whole = Math.round(x / LOG_2[0]), rest = x - whole * LOG_2[0] - whole * LOG_2[1];
-  let sum = 1;
-  for (let k = 13; k > 0; k--) sum = 1 + sum * rest / k;
-  powerWords[0] = 0;
-  powerWords[1] = (1023 + whole) << 20;
-  return sum * power[0]!;
+/** The tokens of each expert and the weights that they give it. */
+function routes(
+  kernels: Kernels,
+  logits: Floats,
+  bias: Floats | undefined,
+  { rows, experts, perToken }: { readonly rows: number; readonly experts: number; readonly perToken: number },
+): Routed[] {
+  const chosen = new Int32Array(rows * perToken), weight = new Float32Array(rows * perToken);
+  chooseExperts(kernels, DOING, logits, bias, rows, experts, perToken, chosen, weight);
+  const places = Array.from({ length: experts }, (): number[] => []);
+  for (const [place, expert] of chosen.entries()) places[expert]!.push(place);
+  return places.map((own) => ({
+    rows: Int32Array.from(own, (place) => Math.floor(place / perToken)),
+    weights: Float32Array.from(own, (place) => weight[place]!),
+  }));
 }

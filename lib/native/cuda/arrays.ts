@@ -76,6 +76,12 @@ export class DeviceArrays implements ArrayPlaces {
     return array;
   }
 
+  discard<T extends View>(array: T): T {
+    const held = this.#held.get(array.buffer);
+    if (held !== undefined) this.#letGo(array.buffer, held);
+    return array;
+  }
+
   drop(): void {
     this.#isOpen = false;
     this.#coming = undefined;
