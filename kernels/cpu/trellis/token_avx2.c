@@ -8,7 +8,7 @@
 #include "levels/avx2.h"
 
 #define AQ_COLS 4096
-#define AQ_ROOM 32
+#define AQ_ROOM 128 /* a segment of 256 columns, however many of them are there, and 3 bytes */
 #define AQ_AHEAD 4096 /* bytes of codes that are asked for ahead */
 
 /* Columns of a look-up, and vectors of its levels. */

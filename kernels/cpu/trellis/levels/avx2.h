@@ -22,8 +22,7 @@ AQ_INLINE __m256i unknown(__m256i v) {
 
 /* `more` is added to every level. */
 AQ_INLINE term_table load_terms(const int bits, int8_t more) {
-  static const int8_t terms[2][32] = {{AQ_TRELLIS_TERMS_2}, {AQ_TRELLIS_TERMS_3}};
-  const __m128i *from = (const __m128i *)(const void *)terms[bits - 2];
+  const __m128i *from = (const __m128i *)(const void *)aq_trellis_terms[bits - 2];
   const __m256i first = _mm256_broadcastsi128_si256(_mm_loadu_si128(from));
   const __m256i second = _mm256_broadcastsi128_si256(_mm_loadu_si128(from + 1));
   return (term_table){first, _mm256_add_epi8(second, _mm256_set1_epi8(more)), unknown(_mm256_set1_epi8(15))};
