@@ -11,6 +11,7 @@ import {
   type PackedSection,
   SECTION_KEY,
   TRELLIS_FORMAT_VERSION,
+  TRELLIS_TABLE,
 } from "../quant/packed/checkpoint.ts";
 import { OFFSET_BITS } from "../quant/packed/layout.ts";
 import type { FloatDtype } from "../tensor/mod.ts";
@@ -32,13 +33,13 @@ export function quantizationConfig(
   config: ConfigInForce,
 ): Record<string, unknown> {
   const quantized = layers.filter(({ action }) => action === "quantize");
-  const kind = storedScales(config).zeroPoint;
+  const kind = storedScales(config).zeroPoint,
+    hasTrellis = quantized.some(({ codes }) => codes === "trellis");
   const section: PackedSection = {
-    format_version: quantized.some(({ codes }) => codes === "trellis")
-      ? TRELLIS_FORMAT_VERSION
-      : FORMAT_VERSION,
+    format_version: hasTrellis ? TRELLIS_FORMAT_VERSION : FORMAT_VERSION,
     solver: config.solver,
     zero_point: kind,
+    ...(hasTrellis ? { trellis_table: TRELLIS_TABLE } : {}),
     layers: Object.fromEntries(quantized.map((layer): [string, PackedLayerEntry] => [layer.name, {
       bits: layer.bits!,
       group_size: layer.groupSize!,

@@ -9,7 +9,7 @@ import { type Identity, type SourceFingerprint, TOOL_VERSION } from "../output/r
 import type { RewriteFile } from "../output/rewrite.ts";
 import { CHUNK_BYTES } from "../output/tensor_sink.ts";
 import type { RunOptions } from "../progress.ts";
-import { FORMAT_VERSION } from "../quant/packed/checkpoint.ts";
+import { FORMAT_VERSION, TRELLIS_TABLE } from "../quant/packed/checkpoint.ts";
 import {
   type Checkpoint,
   MAX_TENSORS,
@@ -81,7 +81,9 @@ export function outputRequest(
     })),
     configSha256: config === undefined ? null : sha256(config),
   };
-  const text = JSON.stringify({ ...settings, format_version: FORMAT_VERSION });
+  // Layers that were solved for other levels are not taken up.
+  const table = settings["codes"] === "trellis" ? { trellis_table: TRELLIS_TABLE } : {};
+  const text = JSON.stringify({ ...settings, format_version: FORMAT_VERSION, ...table });
   const request: OutputRequest = {
     path: output,
     identity: { operation, toolVersion: TOOL_VERSION, settings: text, source },

@@ -19,6 +19,7 @@ import { CHUNK_BYTES, copyTensor, type TensorSink } from "../output/tensor_sink.
 import { type BitPlan, planOfLayers } from "../plan/budget.ts";
 import { checkPlan, formatOf, type Plan, planQuantization } from "../plan/plan.ts";
 import { pause, stoppable } from "../progress.ts";
+import { TRELLIS_TABLE } from "../quant/packed/checkpoint.ts";
 import { packedTensorSpecs } from "../quant/packed/entries.ts";
 import { type Checkpoint, openCheckpoint, SafetensorsFile, type TensorSpec } from "../tensor/mod.ts";
 import { filesBeside, namesBeside } from "./beside.ts";
@@ -55,6 +56,7 @@ export interface ReadShards {
 /** Keys of a run's settings that are none of the configuration. */
 const NOT_CONFIGURED = [
   "format_version",
+  "trellis_table",
   "calibration_sha256",
   "instruction_set",
   "files_sha256",
@@ -66,6 +68,7 @@ const NOT_CONFIGURED = [
 /** Reads shards and their configuration. @throws {CheckpointError} naming those that do not belong */
 export function openShards(paths: readonly string[]): ReadShards {
   const shards = readShards(paths), [{ settings, manifest: { solver }, path }] = shards as [ShardResult];
+  checkLevels(settings, path);
   const overrides = Object.fromEntries(
     Object.entries(settings).filter(([key]) => !NOT_CONFIGURED.includes(key)),
   );
@@ -144,9 +147,20 @@ export async function mergeCheckpoint(options: MergeCheckpointOptions): Promise<
   });
 }
 
-/** Settings without the version of the format, which a request adds. */
+/** @throws {CheckpointError} when trellis codes of the shards have other levels than this version's */
+function checkLevels({ codes, trellis_table: table }: Readonly<Record<string, unknown>>, path: string): void {
+  if (codes !== "trellis" || table === TRELLIS_TABLE) return;
+  throw new CheckpointError(
+    `Cannot merge ${quote(path)}: trellis_table must be ${TRELLIS_TABLE}, got ${
+      table === undefined ? "none" : JSON.stringify(table)
+    }: quantize the shards again`,
+    { path },
+  );
+}
+
+/** Settings without the versions of the format and of the levels, which a request adds. */
 function withoutVersion(settings: string): string {
-  const { format_version: _, ...own } = JSON.parse(settings) as Record<string, unknown>;
+  const { format_version: _, trellis_table: __, ...own } = JSON.parse(settings) as Record<string, unknown>;
   return JSON.stringify(own);
 }
 

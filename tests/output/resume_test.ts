@@ -14,7 +14,7 @@ import { join } from "node:path";
 import { IntegrityError, InterruptedError, OutputError } from "../../lib/errors.ts";
 import { openKernels, withThreads } from "../../lib/native/mod.ts";
 import { dequantizeCheckpoint, MANIFEST_FILE, WORK_FOLDER } from "../../lib/pipeline/mod.ts";
-import { readJournal } from "../../lib/output/journal.ts";
+import { Journal, readJournal } from "../../lib/output/journal.ts";
 import { openCheckpoint } from "../../lib/tensor/mod.ts";
 import { contents, differences, rejection, workplace } from "../_checkpoints.ts";
 import { DREAM, type Options, pipelineRuns } from "../pipeline/_runs.ts";
@@ -99,6 +99,20 @@ describe("a stopped run", () => {
     expect(changed.message).toContain("another input");
     const threads = await quantizeTo(output, input, { config: { ...config, num_threads: 2 }, resume: true });
     expect(threads.tensorsResumed).toBeGreaterThanOrEqual(2);
+  });
+
+  test("is not resumed where its trellis codes have other levels", async () => {
+    const output = place.fresh(), trellis = { codes: "trellis", bit_width: 2, solver: "auto" };
+    await stopAfter(output, 3, { config: trellis });
+    const path = join(output, WORK_FOLDER, "progress.jsonl"), { entries, ...journal } = readJournal(path);
+    const header = journal.header!;
+    const settings = header.identity.settings.replace('"trellis_table":2', '"trellis_table":1');
+    expect(settings).not.toBe(header.identity.settings);
+    const identity = { ...header.identity, settings };
+    Journal.begin(path, { ...header, identity }, entries).close();
+    const error = await rejection(quantizeTo(output, input, { config: trellis, resume: true }));
+    expect(error).toBeInstanceOf(OutputError);
+    expect(error.message).toContain("trellis_table 1, not 2");
   });
 
   test("is not resumed once the input was written again, not even with the same bytes", async () => {

@@ -4,7 +4,8 @@ import { cpSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, write
 import { join } from "node:path";
 import { mergeFor, quantizeFor } from "../../lib/interop/mod.ts";
 import { openKernels } from "../../lib/native/mod.ts";
-import { MANIFEST_FILE, mergeCheckpoint } from "../../lib/pipeline/mod.ts";
+import { manifestText } from "../../lib/output/record.ts";
+import { MANIFEST_FILE, mergeCheckpoint, readManifest } from "../../lib/pipeline/mod.ts";
 import {
   differences,
   gaussian,
@@ -208,6 +209,18 @@ describe("a merge refuses", () => {
       readFileSync(manifest, "utf8").replace('"tool_version": "', '"tool_version": "9'),
     );
     expect(await refused([copy])).toContain("shard 1/3 must be as this version wrote it");
+  });
+  test("shards whose trellis codes have other levels", async () => {
+    const parts = await quantizeShards(input, 1, {
+      config: { codes: "trellis", bit_width: 2, solver: "auto" },
+    });
+    const whole = await merged(input, [parts]), shard = join(parts, "shard-1-of-1");
+    expect(readFileSync(join(whole, "config.json"), "utf8")).toMatch(/"trellis_table": ?2/);
+    const { identity, ...manifest } = readManifest(shard)!;
+    const settings = identity.settings.replace('"trellis_table":2', '"trellis_table":1');
+    const text = [...manifestText({ ...manifest, identity: { ...identity, settings } })].join("");
+    writeFileSync(join(shard, MANIFEST_FILE), text);
+    expect(await refused([parts])).toContain("trellis_table must be 2, got 1: quantize the shards again");
   });
   test("a shard that was stopped", async () => {
     const copy = copyOf();

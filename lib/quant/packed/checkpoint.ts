@@ -65,6 +65,8 @@ import { gridScales, isScaleGrid, unpackScaleCodes } from "./scale_codes.ts";
 export const FORMAT_VERSION = 1;
 /** Version of a checkpoint with trellis codes. */
 export const TRELLIS_FORMAT_VERSION = 3;
+/** Number of the levels of trellis codes (kernels/arithmetic/trellis.h): others have another. */
+export const TRELLIS_TABLE = 2;
 /** Version that marked low-rank corrections and rotations, which are gone (docs/decisions.md). */
 const WITHDRAWN_FORMAT_VERSION = 2;
 /** What a message says of such a checkpoint. */
@@ -95,6 +97,8 @@ export interface PackedSection {
   readonly format_version: number;
   readonly solver: Solver;
   readonly zero_point: ZeroPointKind;
+  /** {@linkcode TRELLIS_TABLE}; absent where no layer has trellis codes. */
+  readonly trellis_table?: number | undefined;
   /** By the tensor's original name. */
   readonly layers: Readonly<Record<string, PackedLayerEntry>>;
 }
@@ -311,6 +315,16 @@ function readSection(checkpoint: Checkpoint): PackedSection | undefined {
     if (!isDtype(dtype) || !isFloatDtype(dtype)) {
       throw fail(`${key}.dtype`, "a floating-point element type", dtype);
     }
+  }
+  const hasTrellis = Object.values(layers).some((entry) =>
+    isJsonObject(entry) && entry["codes"] === "trellis"
+  );
+  const table = section["trellis_table"];
+  if (hasTrellis && table !== TRELLIS_TABLE) {
+    const wanted =
+      `${TRELLIS_TABLE} with trellis codes (those of other levels are no longer read: quantize the ` +
+      "original again)";
+    throw fail(".trellis_table", wanted, table);
   }
   return section as unknown as PackedSection;
 }

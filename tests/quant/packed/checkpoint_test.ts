@@ -358,6 +358,22 @@ describe("packedLayers", () => {
       const { layers } = config.quantization_config.arrowquant;
       Object.assign(layers["a.weight"] as object, { codes: "trellis" });
     }],
+    ...([["no table of trellis codes", undefined, "nothing"], [
+      "another table of trellis codes",
+      1,
+      "1",
+    ]] as const)
+      .map(([what, table, got]): (typeof cases)[number] => [
+        what,
+        "real",
+        "trellis_table must be 2 with trellis codes (those of other levels are no longer read: quantize the " +
+        `original again), got ${got}`,
+        (_, config) => {
+          const { arrowquant } = config.quantization_config;
+          Object.assign(arrowquant, { format_version: 3, trellis_table: table });
+          Object.assign(arrowquant.layers["a.weight"] as object, { bits: 2, codes: "trellis" });
+        },
+      ]),
     ["a rotated layer", "real", '["a.weight"].rotation must be absent', (_, config) => {
       const { layers } = config.quantization_config.arrowquant;
       Object.assign(layers["a.weight"] as object, { rotation: { kind: "hadamard", block: 2, seed: 0 } });

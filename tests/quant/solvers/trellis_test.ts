@@ -4,6 +4,7 @@ import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { type ConfigInForce, resolveConfig } from "../../../lib/config/mod.ts";
 import { WeightsError } from "../../../lib/errors.ts";
+import { sha256 } from "../../../lib/files/whole.ts";
 import * as call from "../../../lib/native/functions.ts";
 import { dequantizeCheckpoint, quantizeCheckpoint } from "../../../lib/pipeline/mod.ts";
 import {
@@ -20,6 +21,7 @@ import {
   type TwoLevelTensor,
 } from "../../../lib/quant/mod.ts";
 import { type RefinableLayers, RefinableLinear } from "../../../lib/models/backward/linear.ts";
+import { TRELLIS_TABLE } from "../../../lib/quant/packed/checkpoint.ts";
 import { TensorSink } from "../../../lib/output/tensor_sink.ts";
 import type { TensorReader } from "../../../lib/output/source_digest.ts";
 import { rewriteTensor } from "../../../lib/pipeline/quantize_tensor.ts";
@@ -42,6 +44,11 @@ const TABLES = new Map(WIDTHS.map((bits) => {
   return [bits as number, table];
 }));
 const halves = (bytes: Uint8Array) => new Float16Array(bytes.slice().buffer);
+
+test("levels and their number, which config.json has, change together", () => {
+  const digests = WIDTHS.map((bits) => sha256(new Uint8Array(TABLES.get(bits)!.buffer)).slice(0, 16));
+  expect([TRELLIS_TABLE, ...digests]).toEqual([2, "ca33373f7a414f67", "09a66db79ec35746"]);
+});
 
 /** Weights by docs/format.md: the window is the weight's own bits of the row's stream and the six before them. */
 function decode(
@@ -382,6 +389,7 @@ describe("trellis codes", () => {
     const { arrowquant } = JSON.parse(readFileSync(join(output, "config.json"), "utf8")).quantization_config;
     expect(arrowquant).toMatchObject({
       format_version: 3,
+      trellis_table: 2,
       layers: {
         "model.layers.0.mlp.up_proj.weight": { bits: 2, group_size: 64, codes: "trellis" },
         "model.layers.0.mlp.gate_proj.weight": { bits: 3, group_size: 64, codes: "trellis" },
