@@ -136,6 +136,7 @@ function cudaHostChecks(work: string, sanitize: readonly string[]): string[][] {
   const shared = ["-O2", "-fPIC", "-fvisibility=hidden", "-shared", "-x", "c++"];
   const asLibrary = ["-x", "none", oracle];
   return [
+    ["kernels/tests/cuda/device.sh", "oracle"],
     buildLibrary("--output", oracle),
     [...base, ...shared, ...sources, "-o", library, "-ldl"],
     ...cudaTests(library),

@@ -180,6 +180,9 @@ static const int32_t thread_counts[] = {1, 3, 2, 8};
 /* Whether a case is passed over: of one in `every` of them, and of these one in `share`, none is. */
 static inline int passed_over(uint32_t every) { return every * share > 1 && random_bits() % (every * share); }
 
+/* Whether so few cases are taken, as under a device's sanitizer, that those that take long are left out. */
+static inline int leaves_out_large(void) { return share >= 64; }
+
 /* Runs --------------------------------------------------------------------------------------------------- */
 
 static inline void begin(int argc, char **argv) {

@@ -187,6 +187,7 @@ AQ_DEVICE int32_t aq_quantize_symmetric(const aq_symmetric_view &view, aq_symmet
   const aq_symmetric_lane own = aq_symmetric_lane_of(layout, unit, lane);
   const bool has_group = lane < own.groups;
   int32_t faults = aq_load_symmetric(view, own, notes);
+  if (__reduce_or_sync(0xffffffffu, (unsigned)(faults & AQ_FAULT_NONFINITE))) return faults; /* all lanes leave */
   if (!view.scale) aq_symmetric_ranges(view, own, notes);
   float step = aq_symmetric_step(own, notes, view.grid.most_sub);
   if (has_group) {

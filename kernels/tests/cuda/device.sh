@@ -8,6 +8,7 @@
 #     kernels/tests/cuda/device.sh             all of it; Dream 7B's time is estimated from two of its 28 layers
 #     kernels/tests/cuda/device.sh whole       the whole of Dream 7B instead of timings, sanitizer, tests and benches
 #     kernels/tests/cuda/device.sh rehearse    under the emulator at small sizes, without a device or nvcc: no figures
+#     kernels/tests/cuda/device.sh oracle      builds the oracle and nothing else: that its sources need no more is the gate's
 cd "$(dirname "$0")/../../.." || exit 2
 kind=${1:-all} work=$(mktemp -d) failed=0 limit_of_all=460 times=1
 [ "$kind" = whole ] && limit_of_all=900
@@ -28,6 +29,15 @@ step() { # NAME SECONDS COMMAND...: the most that it may take, of what is left o
 }
 goal() { printf 'GOAL %-64s wanted %s, got %s: %s\n' "$@" | tee -a "$log"; } # WHAT WANTED GOT OUTCOME
 
+# The oracle alone: no instruction set beyond the compiler's default.
+build_oracle() {
+  cc -std=c11 -O2 -ffp-contract=off -fno-math-errno -fvisibility=hidden -fPIC -pthread -shared -Wl,-z,defs \
+    $(find kernels/cpu -name '*.c' ! -path '*/isa/*' ! -name '*avx*' ! -name '*neon*' ! -name '*simd128*') \
+    -o "$work/liboracle.so" -lm
+}
+export -f build_oracle
+[ "$kind" = oracle ] && { build_oracle; exit; }
+
 if [ "$kind" = rehearse ]; then
   compiler=c++ flags="-std=c++17 -O1 -ffp-contract=off -Wno-unknown-pragmas -Ikernels/tests/emulator -fPIC -fvisibility=hidden"
   language="-x c++" small=small sizes="--layers 1 --hidden 64" words=8
@@ -41,12 +51,11 @@ else
 fi
 [ "$kind" = whole ] && sizes="--layers 28 --vocabulary 152064"
 
-# The oracle alone - no instruction set beyond the compiler's default -, the library's parts and the driver, side by side.
+# The oracle, the library's parts and the driver, side by side.
 export compiler flags language work
 build_all() {
   local each=()
-  cc -std=c11 -O2 -ffp-contract=off -fno-math-errno -fvisibility=hidden -fPIC -pthread -shared \
-    $(find kernels/cpu -name '*.c' ! -path '*/isa/*' ! -name 'avx*' ! -name 'neon*' ! -name 'simd128*') -o "$work/liboracle.so" -lm &
+  build_oracle &
   each+=($!)
   for source in $(find kernels/cuda -name '*.cu') kernels/tests/cuda.cu; do
     $compiler $flags $language -c "$source" -o "$work/$(echo "$source" | tr / -).o" &
@@ -86,10 +95,10 @@ else
 fi
 if [ "$kind" = all ]; then
   clean="met"
-  for tool in memcheck racecheck initcheck; do
+  for tool in memcheck racecheck initcheck synccheck; do
     step "compute-sanitizer $tool" 40 compute-sanitizer --tool $tool --error-exitcode 9 "$work/driver" 2 100 || clean="missed"
   done
-  command -v compute-sanitizer > /dev/null && goal "compute-sanitizer, steps without a finding" 3 "$clean" "$clean"
+  command -v compute-sanitizer > /dev/null && goal "compute-sanitizer, steps without a finding" 4 "$clean" "$clean"
   if command -v bun > /dev/null; then
     step "the product's tests" 45 bun test --timeout 45000 tests/native/cuda_test.ts
     step "bench, kernels" 30 bun run scripts/bench.ts --suite kernels --backend cuda

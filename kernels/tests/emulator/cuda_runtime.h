@@ -5,7 +5,7 @@
  * A block's threads are fibers of one host thread. Between two barriers each runs until it waits, in an
  * order that changes; in some blocks all warps keep step, in others each runs as far as it can before the
  * next one does. So a missing barrier gives wrong results. Threads that wait for ones that never come end
- * the program. Shared memory of a dynamic size begins as NaN.
+ * the program, and so do lanes of a warp that meet at different barriers. Shared memory of a dynamic size begins as NaN.
  *
  * What a stream has to copy waits until its next launch or until somebody waits for it: as late as a device
  * may do it, so that an event that is not waited for, or memory that is used again too soon, gives wrong
@@ -92,11 +92,14 @@ inline void begin_at(place &at, uint8_t *stack, void (*enter)(void)) {
 #endif
 
 enum waiting { READY, AT_WARP, AT_BLOCK, DONE };
+enum warp_barrier { SYNC, EXCHANGE };
 
 struct fiber {
   place at;
   unsigned thread, turn;
   waiting state;
+  warp_barrier barrier; /* the last one, and how many there were */
+  size_t barriers;
 };
 
 #define AQ_SHARED_LIMIT ((size_t)227 << 10)
@@ -134,6 +137,12 @@ inline void wait(waiting state) {
   change(own->at, scheduler);
 }
 
+inline void wait_for_warp(warp_barrier barrier) {
+  current->barrier = barrier;
+  current->barriers++;
+  wait(AT_WARP);
+}
+
 /* Those at a barrier go on once all that are left of the warp or block are there. */
 inline bool release(size_t begin, size_t end, waiting state) {
   size_t there = 0;
@@ -141,8 +150,14 @@ inline bool release(size_t begin, size_t end, waiting state) {
     if (fibers[i].state != state && fibers[i].state != DONE) return false;
     there += fibers[i].state == state;
   }
-  for (size_t i = begin; i < end && there; i++)
-    if (fibers[i].state == state) fibers[i].state = READY;
+  const fiber *first = 0;
+  for (size_t i = begin; i < end && there; i++) {
+    if (fibers[i].state != state) continue;
+    if (!first) first = &fibers[i];
+    if (state == AT_WARP && (fibers[i].barrier != first->barrier || fibers[i].barriers != first->barriers))
+      stop("lanes of a warp at different barriers");
+    fibers[i].state = READY;
+  }
   return there > 0;
 }
 
@@ -151,6 +166,7 @@ inline void run_block(size_t threads) {
     fiber &f = fibers[i];
     f.thread = (unsigned)i;
     f.turn = 0;
+    f.barriers = 0;
     f.state = READY;
     begin_at(f.at, stacks[i], enter);
   }
@@ -252,7 +268,7 @@ struct exchange {
   explicit exchange(const T &own) {
     lanes = exchanged[threadIdx.x / 32][current->turn++ % 2];
     memcpy(lanes[threadIdx.x % 32], &own, sizeof(T));
-    wait(AT_WARP);
+    wait_for_warp(EXCHANGE);
   }
   T of(unsigned lane) const {
     T value;
@@ -264,7 +280,7 @@ struct exchange {
 }  // namespace emulator
 
 inline void __syncthreads(void) { emulator::wait(emulator::AT_BLOCK); }
-inline void __syncwarp(unsigned = 0xffffffffu) { emulator::wait(emulator::AT_WARP); }
+inline void __syncwarp(unsigned = 0xffffffffu) { emulator::wait_for_warp(emulator::SYNC); }
 inline int __syncthreads_or(int vote) {
   if (vote) emulator::block_votes = 1;
   __syncthreads();
