@@ -5,7 +5,8 @@
  * A block's threads are fibers of one host thread. Between two barriers each runs until it waits, in an
  * order that changes; in some blocks all warps keep step, in others each runs as far as it can before the
  * next one does. So a missing barrier gives wrong results. Threads that wait for ones that never come end
- * the program, and so do lanes of a warp that meet at different barriers. Shared memory of a dynamic size begins as NaN.
+ * the program, and so do lanes of a warp that meet at different barriers. Shared memory of a dynamic size
+ * begins as NaN.
  *
  * What a stream has to copy waits until its next launch or until somebody waits for it: as late as a device
  * may do it, so that an event that is not waited for, or memory that is used again too soon, gives wrong
