@@ -21,8 +21,17 @@ AQ_FUNCTION double aq_small_exp(double x) {
   return sum * power;
 }
 
+/* Whether expert i with number a comes before expert j with b: the larger one, of equals the first; NaN is the
+ * least. */
+AQ_FUNCTION int aq_comes_before(float a, size_t i, float b, size_t j) {
+  a = a == a ? a : -__builtin_inff();
+  b = b == b ? b : -__builtin_inff();
+  return a > b || (a == b && i < j);
+}
+
 /* Softmax over a token's logits plus the experts' biases (null: none), and of these numbers the largest, of
- * equals the first: their experts, each once, and the numbers. The logits are lost. */
+ * equals the first: their experts, each once, whatever the numbers are, and the numbers. The logits are
+ * lost. */
 AQ_FUNCTION void aq_experts_of_token(float *logits, const float *bias, size_t experts, size_t per_token,
                                      int32_t *expert, float *weight) {
   float largest = -__builtin_inff();
@@ -31,13 +40,15 @@ AQ_FUNCTION void aq_experts_of_token(float *logits, const float *bias, size_t ex
   for (size_t e = 0; e < experts; e++) sum += aq_small_exp((double)logits[e] - (double)largest);
   for (size_t e = 0; e < experts; e++)
     logits[e] = (float)(aq_small_exp((double)logits[e] - (double)largest) / sum + (bias ? (double)bias[e] : 0.0));
-  for (size_t k = 0; k < per_token; k++) {
-    size_t best = 0;
-    while (best + 1 < experts && logits[best] == -__builtin_inff()) best++; /* one that was taken */
-    for (size_t e = best + 1; e < experts; e++) best = logits[e] > logits[best] ? e : best;
+  for (size_t k = 0, last = 0; k < per_token; k++) {
+    size_t best = experts;
+    for (size_t e = 0; e < experts; e++)
+      if ((k == 0 || aq_comes_before(logits[last], last, logits[e], e)) &&
+          (best == experts || aq_comes_before(logits[e], e, logits[best], best)))
+        best = e;
     expert[k] = (int32_t)best;
     weight[k] = logits[best];
-    logits[best] = -__builtin_inff();
+    last = best;
   }
 }
 

@@ -361,9 +361,9 @@ AQ_API int32_t aq_gate_add(const float *residual, const float *gate, const float
 AQ_API int32_t aq_add(const float *a, const float *b, size_t n, float *out, int32_t isa, int32_t threads);
 
 /* Mixtures of experts: softmax over each row of logits f32[rows, experts] in float64 plus bias f32[experts]
- * (null: zeros), and of these the per_token largest, of equals the first: expert i32[rows, per_token] and
- * weight f32[rows, per_token], the largest first. logits is overwritten. per_token <= experts (else
- * AQ_E_SHAPE). */
+ * (null: zeros), and of these the per_token largest, of equals the first, NaN and -infinity last: expert
+ * i32[rows, per_token], each once, and weight f32[rows, per_token], the largest first. logits is overwritten.
+ * per_token <= experts (else AQ_E_SHAPE). */
 AQ_API int32_t aq_choose_experts(AQ_INOUT float *logits, const float *bias, size_t rows, size_t experts,
                                  size_t per_token, int32_t *expert, float *weight, int32_t threads);
 

@@ -155,22 +155,30 @@ static void run_bits(int32_t isa, int32_t b) {
     }
 }
 
-/* Activations whose sum over a group is above what float32 holds; the products are not. */
-static void large_activations(int32_t isa, int32_t b) {
+/* Activations of `magnitude`: sums of large ones over a group are above what float32 holds, and products of
+ * tiny ones with scales below its normal numbers; those with weights are not. */
+static void extreme_activations(int32_t isa, int32_t b, float magnitude, size_t columns) {
   static const size_t sizes[] = {0, 64, 256};
   for (size_t g = 0; g < COUNT(sizes); g++) {
-    matrix(isa, b, 5, 256, sizes[g], 0);
+    matrix(isa, b, 5, columns, sizes[g], 0);
+    for (size_t i = 0; i < rows * groups; i++) {
+      const float values[2] = {1e-3f * (1 + (float)(i % 7)), 1e-5f};
+      aq_convert(values, AQ_F32, scale + i, AQ_F16, 1, AQ_ISA_SCALAR, 1);
+      aq_convert(values + 1, AQ_F32, offset + i, AQ_F16, 1, AQ_ISA_SCALAR, 1);
+    }
+    aq_dequantize_trellis(packed, scale, offset, rows, cols, bits, group_size, weights, AQ_F32, AQ_ISA_SCALAR, 1);
     float *x = take(cols * 4), *first = 0, *expected = take(rows * 4), *tolerance = take(rows * 4);
-    for (size_t k = 0; k < cols; k++) x[k] = 1e37f;
+    for (size_t k = 0; k < cols; k++) x[k] = magnitude;
     for (size_t r = 0; r < rows; r++) {
-      double sum = 0, magnitude = 0;
+      double sum = 0, all = 0;
       for (size_t k = 0; k < cols; k++) {
         sum += (double)weights[r * cols + k] * (double)x[k];
-        magnitude += fabs((double)weights[r * cols + k]) * (double)x[k];
+        all += fabs((double)weights[r * cols + k]) * (double)x[k];
       }
-      expected[r] = (float)sum, tolerance[r] = (float)(magnitude * 0x1p-14);
+      expected[r] = (float)sum, tolerance[r] = (float)(all * 0x1p-16);
     }
-    EXPECT_ON_THREADS("linear_trellis, large", where, first, expected, rows, tolerance, 0,
+    snprintf(where + strlen(where), sizeof where - strlen(where), ", x = %g", (double)magnitude);
+    EXPECT_ON_THREADS("linear_trellis", where, first, expected, rows, tolerance, 0,
                       aq_linear_trellis(x, 1, packed, scale, offset, 0, rows, cols, bits, group_size, out, isa, threads));
     release();
   }
@@ -179,7 +187,10 @@ static void large_activations(int32_t isa, int32_t b) {
 static void run(int32_t isa) {
   for (int32_t b = 2; b <= 3; b++) {
     run_bits(isa, b);
-    large_activations(isa, b);
+    extreme_activations(isa, b, 1e37f, 256);
+    extreme_activations(isa, b, 0x1p100f, 300);
+    extreme_activations(isa, b, 1e-15f, 4500);
+    extreme_activations(isa, b, 1e-33f, 4500);
   }
 }
 

@@ -342,6 +342,20 @@ describe("mixtures of experts", () => {
           }
         }
       }
+      // Numbers of −∞ and NaN come last, each expert once still.
+      const odd: (readonly [number[], number[], number[]])[] = [
+        [[1, 1, 1, 1], [0, -Infinity, -Infinity, -Infinity], [0, 1, 2]],
+        [[1, 1, 1, 1], [-Infinity, -Infinity, 0, -Infinity], [2, 0, 1]],
+        [[1, 1, 1, 1], [NaN, -Infinity, 0, 1], [3, 2, 0]],
+        [[1, NaN, 1, 1], [0, 0, 0, 0], [0, 1, 2]],
+        [[-Infinity, -Infinity, -Infinity, -Infinity], [0, 0, 0, 0], [0, 1, 2]],
+      ];
+      for (const [logits, bias, wanted] of odd) {
+        const expert = new Int32Array(3), weight = new Float32Array(3);
+        const arrays = [Float32Array.from(logits), Float32Array.from(bias)] as const;
+        chooseExperts(kernels, "choose", ...arrays, 1, 4, 3, expert, weight);
+        expect([...expert]).toEqual(wanted);
+      }
       const none = [new Int32Array(3), new Float32Array(3)] as const;
       expect(() => chooseExperts(kernels, "choose", new Float32Array(2), null, 1, 2, 3, ...none)).toThrow(/Cannot choose/);
     });

@@ -568,6 +568,15 @@ static void row_terms(const aq_packed_view *view, size_t row, const vector_block
   }
 }
 
+/* Codes less AQ_OFFSET in the order of the planes; behind the end weights are zero. */
+AQ_INLINE void order_by_planes(const uint8_t *codes, size_t n, size_t planes, uint8_t x[AQ_VECTOR_COLS]) {
+  __builtin_memset(x, 0, AQ_VECTOR_COLS);
+  for (size_t i = 0; i < n; i += planes * AQ_QUADS)
+    for (size_t plane = 0; plane < planes; plane++)
+      for (size_t j = 0; j < AQ_QUADS && i + j * planes + plane < n; j++)
+        x[i + plane * AQ_QUADS + j] = (uint8_t)(codes[i + j * planes + plane] - AQ_OFFSET);
+}
+
 static void linear_vector(const aq_linear_job *job, size_t token, size_t row_begin, size_t row_end) {
   const aq_packed_view *view = &job->view;
   const size_t size = aq_segment_cols(view), bits = view->levels ? AQ_LEVEL_BITS : (size_t)view->bits;
@@ -588,14 +597,10 @@ static void linear_vector(const aq_linear_job *job, size_t token, size_t row_beg
       for (size_t i = s * size; i < end; i++) sum += codes[i];
       sums[s] = (float)(sum - (int32_t)(end - s * size) * zero);
     }
-    __builtin_memset(x, 0, sizeof x); /* behind the end weights are zero */
-    for (size_t i = 0; i < n; i += planes * AQ_QUADS)
-      for (size_t plane = 0; plane < planes; plane++)
-        for (size_t j = 0; j < AQ_QUADS && i + j * planes + plane < n; j++)
-          x[i + plane * AQ_QUADS + j] = (uint8_t)(codes[i + j * planes + plane] - AQ_OFFSET);
     level_x ordered[AQ_VECTOR_COLS];
     const int found = AQ_OWN_LEVELS && view->levels && size >= AQ_LEVEL_COLS; /* levels in registers */
     if (found) order_for_levels(codes, n, zero, view->bits, ordered);
+    else order_by_planes(codes, n, planes, x);
     const vector_block block = {col, n, segments, view->groups == 1 ? 0 : col / size, x, sums,
                                 v_splat_bytes(zero - AQ_OFFSET), function, lanes / run, found ? ordered : 0, zero};
     for (size_t row = row_begin; row < row_end; row += AQ_W) {

@@ -65,6 +65,7 @@ typedef struct {
   _Alignas(64) int8_t digits[AQ_BLOCKS][3][AQ_BLOCK];
   __m512i less[AQ_BLOCKS][3];
   float units[AQ_PARTS], sums[AQ_PARTS]; /* of parts; units of levels */
+  float factor; /* of what comes of units and sums */
 } whole_x;
 
 /* Digits of a part's columns, of which n are there, and zeros behind them: digits[AQ_BLOCK d + i] is the d-th
@@ -78,7 +79,7 @@ static void prepare_part(const float *from, size_t n, size_t part, whole_x *x, i
   /* three signed bytes hold numbers up to 2^23 / 1.00394 */
   const int32_t exponent = (int32_t)(aq_float_bits(most * 1.004f) >> 23) - 127, up = exponent < -104 ? 126 : 22 - exponent;
   const __m512 scale = _mm512_set1_ps(aq_bits_float((uint32_t)(up + 127) << 23));
-  x->units[part] = aq_bits_float((uint32_t)(127 - up) << 23) * AQ_TRELLIS_UNIT;
+  x->units[part] = aq_bits_float((uint32_t)(127 - up) << 23);
   x->sums[part] = sum;
   for (size_t i = 0; i < AQ_PART; i += 16) {
     const __mmask16 there = n <= i ? 0 : n - i >= 16 ? 0xffff : (__mmask16)((1u << (n - i)) - 1);
@@ -88,6 +89,19 @@ static void prepare_part(const float *from, size_t n, size_t part, whole_x *x, i
     for (unsigned d = 0; d < 3; d++)
       _mm_storeu_si128((__m128i *)(void *)(digits + AQ_BLOCK * d + i), _mm512_cvtepi32_epi8(_mm512_srli_epi32(bytes, 8 * d)));
   }
+}
+
+/* Makes the units those of levels. Of tiny x they and the sums grow: their products with scales would else
+ * lose bits below the normal numbers. */
+static void prepare_units(whole_x *x) {
+  float most = 0.0f;
+  for (size_t part = 0; part < AQ_PARTS; part++) most = x->units[part] > most ? x->units[part] : most;
+  const float up = most < 0x1p-64f ? 0x1p64f : 1.0f;
+  for (size_t part = 0; part < AQ_PARTS; part++) {
+    x->units[part] *= up * AQ_TRELLIS_UNIT;
+    x->sums[part] *= up;
+  }
+  x->factor = 1.0f / up;
 }
 
 AQ_INLINE void prepare_whole(const int bits, const float *from, size_t n, whole_x *x) {
@@ -105,6 +119,7 @@ AQ_INLINE void prepare_whole(const int bits, const float *from, size_t n, whole_
       x->less[b][d] = _mm512_sub_epi32(_mm512_setzero_si512(), sum);
     }
   }
+  prepare_units(x);
 }
 
 /* total + factors * sums of x level over block b, by lanes. */
@@ -153,7 +168,7 @@ AQ_INLINE void float_rows(const int bits, const aq_linear_job *job, const whole_
 #pragma GCC unroll 2
       for (size_t k = 0; k < 2; k++) total[k] = add_block(bits, table, from, there, x, b + k, factors, total[k]);
     if (b < blocks) total[0] = add_block(bits, table, from, there, x, b, factors, total[0]);
-    float out = _mm512_reduce_add_ps(_mm512_add_ps(total[0], total[1]));
+    float out = _mm512_reduce_add_ps(_mm512_add_ps(total[0], total[1])) * x->factor;
     if (col > 0) out = job->out[row] + out;
     if (col + n == job->cols && job->bias) out = out + job->bias[row];
     job->out[row] = out;

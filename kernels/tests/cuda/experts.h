@@ -8,6 +8,8 @@ static void run_experts(size_t rows, size_t experts, size_t per_token, bool bias
   for (float &value : logits)
     if (random_bits() % 4 == 0) value = (float)(random_bits() % 3); /* equals */
   if (rows * experts > 4) logits[random_bits() % logits.size()] = -3e38f;
+  if (biased && experts > 4)
+    for (size_t e = 1; e < experts; e++) bias[e] = e % 4 == 3 ? NAN : -INFINITY; /* each is chosen once still */
   const device_bytes own_bias = on_device_or_null(bias, biased), own_logits = on_device(logits);
   output expert(rows * per_token * 4), weight(rows * per_token * 4);
   BOTH("choose_experts",

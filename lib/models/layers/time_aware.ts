@@ -3,9 +3,10 @@
  * when it is loaded, and selected for each item of a batch at every forward pass, without allocation and
  * without a branch per weight.
  *
- * Quantized activations go through the integer kernels where the layer is packed with one level of scales;
- * elsewhere they are rounded in float32: to the same values with static parameters, to about the same per
- * token, where the integer kernel computes the parameters in another way.
+ * Quantized activations go through the integer kernels where the layer is packed with one level of scales, or
+ * with trellis codes that are not rotated; elsewhere they are rounded in float32: to the same values with
+ * static parameters, to about the same per token, where the integer kernel computes the parameters in another
+ * way.
  */
 import type { ActivationGrid, SelectedParameters, TimeParameters } from "../../time/mod.ts";
 import { groupCount, type OneLevelTensor } from "../../quant/mod.ts";
