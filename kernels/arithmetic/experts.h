@@ -21,8 +21,8 @@ AQ_FUNCTION double aq_small_exp(double x) {
   return sum * power;
 }
 
-/* Whether expert i with number a comes before expert j with b: the larger one, of equals the first; NaN is the
- * least. */
+/* Whether expert i with number a comes before expert j with b: the larger one, of equals the first; NaN is
+ * the least. */
 AQ_FUNCTION int aq_comes_before(float a, size_t i, float b, size_t j) {
   a = a == a ? a : -__builtin_inff();
   b = b == b ? b : -__builtin_inff();
