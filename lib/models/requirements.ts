@@ -3,7 +3,7 @@
  * is read. The speed and memory of this machine are in lib/eval/forecast.ts.
  */
 import { CheckpointError } from "../errors.ts";
-import { packedWords } from "../quant/mod.ts";
+import { heldBytes } from "../quant/packed/layout.ts";
 import { BYTES_PER_ELEMENT, type Checkpoint, type FloatDtype, openCheckpoint } from "../tensor/mod.ts";
 import { hasGradients, type ModelConfig, modelConfig, tensorList } from "./families.ts";
 import type { WeightDtype } from "./layers/linear.ts";
@@ -63,15 +63,9 @@ export function modelRequirements(checkpoint: Checkpoint): ModelRequirements {
     if (layer === undefined) {
       held = heldDtype(checkpoint.tensors.get(name)!.info.dtype as FloatDtype);
       bytes = rows * cols * BYTES_PER_ELEMENT[held];
-    } else if (layer.scaleBits !== undefined) {
-      held = layer.bits;
-      bytes = layer.bytes - 2 * BYTES_PER_ELEMENT.I64; // all that is stored but the shape
     } else {
       held = layer.bits;
-      const groups = checkpoint.tensors.get(layer.tensors.scale!)!.info.elements;
-      // Integer zero points are held as halves too.
-      bytes = 4 * rows * packedWords(cols, layer.bits) +
-        2 * groups * (layer.zeroPointKind === "symmetric" ? 1 : 2);
+      bytes = heldBytes({ ...layer, zeroPoint: layer.zeroPointKind });
     }
     matrices.push({ name, rows, cols, held, bytes });
     weightBytes += bytes;

@@ -1,10 +1,11 @@
 import { afterAll, describe, expect, test } from "bun:test";
+import { join } from "node:path";
 import { resolveConfig } from "../../lib/config/mod.ts";
 import { forwardCost, loadModel, requirementsAt } from "../../lib/models/mod.ts";
 import { type Kernels, openKernels } from "../../lib/native/mod.ts";
 import { unchecked } from "../../lib/native/kernels.ts";
 import { quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
-import { workplace } from "../_checkpoints.ts";
+import { MODELS, workplace } from "../_checkpoints.ts";
 import {
   ditCheckpoint,
   dreamCheckpoint,
@@ -27,7 +28,7 @@ afterAll(() => {
 function counting(): { kernels: Kernels; multiplyAdds: () => number } {
   let total = 0;
   const calls = { ...unchecked(kernels).calls };
-  type Counted = "aq_linear" | "aq_linear_packed" | "aq_linear_two_level" | "aq_attention";
+  type Counted = "aq_linear" | "aq_linear_packed" | "aq_linear_trellis" | "aq_linear_two_level" | "aq_attention";
   const count = (name: Counted, of: (args: number[]) => number) => {
     const inner = calls[name] as (...args: never[]) => number;
     Object.assign(calls, {
@@ -39,6 +40,7 @@ function counting(): { kernels: Kernels; multiplyAdds: () => number } {
   };
   count("aq_linear", (a) => a[1]! * a[5]! * a[6]!);
   count("aq_linear_packed", (a) => a[1]! * a[6]! * a[7]!);
+  count("aq_linear_trellis", (a) => a[1]! * a[6]! * a[7]!);
   count("aq_linear_two_level", (a) => a[1]! * a[8]! * a[9]!);
   count(
     "aq_attention",
@@ -90,6 +92,17 @@ for (const [bits, scaleBits] of [[2, 4], [4, 6]] as const) {
     made.push([`${input[0]}, ${bits} bits, scales of ${scaleBits} bits`, output, input[2]]);
   }
 }
+for (const scale_bits of [16, 3, 0]) {
+  const output = place.fresh(), input = join(MODELS, "dream-mini");
+  const form = { codes: "trellis", bit_width: 2, scale_bits, ...(scale_bits === 0 ? { group_size: 0 } : {}) };
+  const few = { calibration_samples: 32, calibration_data: "synthetic", solver: "best" };
+  const { config } = resolveConfig({ overrides: { ...form, ...few } });
+  await quantizeCheckpoint({ input, output, config, kernels });
+  made.push([`dream-mini, trellis codes, scales of ${scale_bits} bits`, output, shapes]);
+}
+const offsets = place.fresh(), { config } = resolveConfig({ overrides: { solver: "clip", zero_point: "offset" } });
+await quantizeCheckpoint({ input: made[0]![1], output: offsets, config, kernels });
+made.push(["Dream, offsets", offsets, shapes]);
 
 describe("what a model needs, said before it is loaded, is what it then takes", () => {
   for (const [name, path, passes] of made) {

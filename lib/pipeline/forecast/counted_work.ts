@@ -8,7 +8,13 @@ import { calibrationGroups } from "../../calibration/saved_statistics.ts";
 import { type ConfigInForce, hasBudget } from "../../config/mod.ts";
 import type { Blockwise, LinearLayer } from "../../models/mod.ts";
 import { formatOf, isTokenTable, type PlanRow } from "../../plan/plan.ts";
-import { CODED_SCALE_BITS, ROTATED_SCALE_BITS, type WeightFormat } from "../../quant/packed/layout.ts";
+import {
+  CODED_SCALE_BITS,
+  heldBytes,
+  matrixSizes,
+  ROTATED_SCALE_BITS,
+  type WeightFormat,
+} from "../../quant/packed/layout.ts";
 import { isRounded, weightSolver } from "../../solve/by_weights.ts";
 import { READY_BYTES, stageBytes } from "../../solve/stage_inputs.ts";
 import { TARGET_STEPS } from "../../solve/target_of_inputs.ts";
@@ -171,12 +177,10 @@ export abstract class CountedWork {
     return bytes === 0 ? 0 : bytes + candidateCount(this.run.calibrated, config) * files * SMALL_FILE_BYTES;
   }
 
-  /** Bytes of the solved layers of a candidate. */
+  /** Bytes of the solved layers of a candidate, as they are held. */
   get packedBytes(): number {
-    return this.run.rows.reduce(
-      (sum, row) => sum + (row.action === "quantize" && !isTokenTable(row) ? row.bytesAfter : 0),
-      0,
-    );
+    const rows = this.run.rows.filter((row) => row.action === "quantize" && !isTokenTable(row));
+    return sum(rows.map((row) => heldBytes({ ...formatOf(row), ...matrixSizes(row.shape) })));
   }
 
   /** Bytes of the output: all tensors, and the small files beside them. */

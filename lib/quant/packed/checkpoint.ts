@@ -215,7 +215,7 @@ export function readPackedTensor(
     const subScale = new Uint8Array(read(tensors.subScale!, subBytes));
     const subMin = new Uint8Array(read(tensors.subMin!, subBytes));
     if (tensors.superScale === undefined) {
-      const levels = { ...emptyLevels({ ...common, scaleBits }), subScale, subMin };
+      const levels = { ...emptyLevels({ ...common, scaleBits, codes }), subScale, subMin };
       return { ...common, ...levels, ...(codes === undefined ? {} : { codes }) };
     }
     return {
@@ -252,7 +252,13 @@ function codedScales(
   const scales = gridScales(scaleGrid), bits = CODED_SCALE_BITS;
   const bytes = checkpoint.read(tensors.subScale!, Math.floor(from * bits / 8), Math.ceil(to * bits / 8));
   const codes = unpackScaleCodes(bytes, from, to);
-  const levels = emptyLevels({ rows: end - begin, cols, groupSize, scaleBits: OFFSET_BITS });
+  const levels = emptyLevels({
+    rows: end - begin,
+    cols,
+    groupSize,
+    scaleBits: OFFSET_BITS,
+    codes: "trellis",
+  });
   halves(linesOf(levels)[0]).set(Float64Array.from(codes, (code) => scales[code]!));
   return { ...levels, codes: "trellis", scaleGrid };
 }
@@ -262,7 +268,7 @@ function oneScale(
   checkpoint: Checkpoint,
   { rows, cols, groupSize, tensors }: PackedLayer,
 ): TwoLevelScales & Pick<TwoLevelTensor, "codes" | "rotationSeed"> {
-  const levels = emptyLevels({ rows, cols, groupSize, scaleBits: OFFSET_BITS });
+  const levels = emptyLevels({ rows, cols, groupSize, scaleBits: OFFSET_BITS, codes: "trellis" });
   const [scale] = new Uint16Array(checkpoint.read(tensors.subScale!).buffer);
   const [rotationSeed] = new Int32Array(checkpoint.read(tensors.seed!).buffer);
   linesOf(levels)[0].fill(scale!);

@@ -68,7 +68,8 @@ export interface TwoLevelScales {
  * A matrix of codes whose groups' scales and minima are codes themselves, multiples of two half floats a
  * superblock: `w = (super scale · sub-scale) · code − super minimum · sub-minimum`, as in ggml's Q2_K. With
  * `scaleBits` 16 the sub-codes are half floats, a scale and an offset a group, the super scales 1 and the
- * super minima −1: `w = scale · code + offset`, as in MLX and in ggml's Q4_1.
+ * super minima −1: `w = scale · code + offset`, as in MLX and in ggml's Q4_1; trellis codes have no super
+ * scales.
  *
  * **Shapes** `packed: u32[rows, packedWords(cols, bits)]`; `subScale` and `subMin: u8[rows,
  * subCodeBytes(…)]`; `superScale` and `superMin: f16[rows, superblockCount(cols)]`
@@ -221,6 +222,16 @@ export function packedByteLength(tensor: PackedTensor): number {
   return levelsOf(tensor).reduce((sum, array) => sum + array.byteLength, own);
 }
 
+/** Bytes that a packed matrix's arrays will take in memory, by its form. */
+export function heldBytes(form: PackedForm): number {
+  const { rows, cols, bits, groupSize, zeroPoint, scaleBits, codes } = form;
+  const words = 4 * rows * packedWords(cols, bits), halves = 2 * rows * groupCount(cols, groupSize);
+  if (scaleBits === undefined) return words + halves * (zeroPoint === "symmetric" ? 1 : 2);
+  // Also where fewer are stored.
+  if (codes === "trellis") return words + 2 * halves;
+  return words + 2 * rows * (subCodeBytes(cols, groupSize, scaleBits) + 2 * superblockCount(cols));
+}
+
 /** Half floats that stand in bytes: the same view each time, so that copies on a device find it again. */
 const lines = new WeakMap<Uint8Array, Uint16Array<ArrayBuffer>>();
 function lineOf(bytes: Uint8Array<ArrayBuffer>): Uint16Array<ArrayBuffer> {
@@ -242,11 +253,15 @@ export function readArrays(tensor: PackedTensor): readonly (Uint32Array | Uint16
 /** The half floats 1 and −1. */
 const ONE = 0x3c00, MINUS_ONE = 0xbc00;
 
-/** Sub-codes and super scales of a matrix, all 0; the super scales of offsets are 1 and −1. */
+/**
+ * Sub-codes and super scales of a matrix, all 0; the super scales of offsets are 1 and −1, and trellis codes
+ * have none.
+ */
 export function emptyLevels(
-  { rows, cols, groupSize, scaleBits }: Pick<TwoLevelTensor, "rows" | "cols" | "groupSize" | "scaleBits">,
+  form: Pick<TwoLevelTensor, "rows" | "cols" | "groupSize" | "scaleBits" | "codes">,
 ): TwoLevelScales {
-  const bytes = rows * subCodeBytes(cols, groupSize, scaleBits), supers = rows * superblockCount(cols);
+  const { rows, cols, groupSize, scaleBits } = form;
+  const bytes = rows * subCodeBytes(cols, groupSize, scaleBits), supers = superScaleCount(form);
   return {
     scaleBits,
     subScale: new Uint8Array(bytes),
@@ -259,6 +274,10 @@ export function emptyLevels(
 /** Zero points of a matrix with two-level scales; of 8 bits those of symmetric grids. */
 export const zeroPointsOf = ({ scaleBits }: { readonly scaleBits: ScaleBits }): ZeroPointKind =>
   scaleBits === 8 ? "symmetric" : "real";
+
+/** Super scales of a matrix, and super minima. */
+const superScaleCount = ({ rows, cols, codes }: Pick<TwoLevelTensor, "rows" | "cols" | "codes">): number =>
+  codes === "trellis" ? 0 : rows * superblockCount(cols);
 
 /** Throws unless a format's parts are among those allowed, and fit each other. */
 export function checkFormat(
@@ -294,7 +313,7 @@ export function checkPackedTensor(doing: string, tensor: PackedTensor): void {
   checkFormat(doing, { bits, groupSize, zeroPoint: kind, scaleBits, codes });
   checkArray(doing, "packed", packed, rows * packedWords(cols, bits), "u32 words");
   if (scaleBits !== undefined) {
-    const bytes = rows * subCodeBytes(cols, groupSize, scaleBits), supers = rows * superblockCount(cols);
+    const bytes = rows * subCodeBytes(cols, groupSize, scaleBits), supers = superScaleCount(tensor);
     checkArray(doing, "subScale", tensor.subScale, bytes, "bytes");
     checkArray(doing, "subMin", tensor.subMin, bytes, "bytes");
     checkArray(doing, "superScale", tensor.superScale, supers, "half floats");

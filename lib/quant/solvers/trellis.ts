@@ -325,9 +325,10 @@ function packedTrellis(
   { codes, scale, zeroPoint }: Candidate,
 ): TwoLevelTensor {
   const { kernels, rows, cols, bits, groupSize } = problem,
-    shape = { rows, cols, groupSize, scaleBits: OFFSET_BITS } as const;
+    shape = { rows, cols, groupSize, scaleBits: OFFSET_BITS, codes: "trellis" } as const;
   const tensor = {
-    ...{ rows, cols, bits, groupSize, codes: "trellis" as const },
+    ...shape,
+    bits,
     packed: packCodes(kernels, codes, rows, cols, bits),
     ...emptyLevels(shape),
     ...(scaleGrid === undefined ? {} : { scaleGrid }),
