@@ -12,14 +12,13 @@ type Trellis = TwoLevelTensor & { readonly codes: "trellis" };
 /** A matrix of random codes with its weights by the definition of docs/format.md. */
 function matrixOf(bits: 2 | 3, rows: number, cols: number, groupSize: 0 | 64, table: Float32Array) {
   const random = randomStream(rows + cols), words = packedWords(cols, bits);
-  const shape = { rows, cols, bits, groupSize, scaleBits: 16 } as const;
+  const shape = { rows, cols, bits, groupSize, scaleBits: 16, codes: "trellis" } as const;
   const groups = groupSize === 0 ? 1 : Math.ceil(cols / groupSize);
   const halfBits = (factor: number, seed: number) =>
     new Uint8Array(Float16Array.from(gaussians(seed, rows * groups), (value) => factor * value).buffer);
   const tensor: Trellis = {
     ...shape,
     ...emptyLevels(shape),
-    codes: "trellis",
     packed: new Uint32Array(rows * words),
     subScale: halfBits(0.05, 1),
     subMin: halfBits(0.01, 2),
