@@ -7,6 +7,7 @@ import type { Kernels } from "../lib/native/mod.ts";
 import { convertFloats, dequantize } from "../lib/quant/mod.ts";
 import { packedLayers, readPackedTensor } from "../lib/quant/packed/checkpoint.ts";
 import { type FloatDtype, openCheckpoint } from "../lib/tensor/mod.ts";
+import type { ActivationGrid } from "../lib/time/mod.ts";
 
 /** Every tensor of a checkpoint in float64, packed ones dequantized. */
 export type Weights = (name: string) => Float64Array;
@@ -31,6 +32,19 @@ export function readWeights(path: string, kernels: Kernels): Weights {
 }
 
 type Vector = number[];
+
+/** Activations rounded to the codes of a static grid and back, ties to even. */
+export function roundedToGrid(
+  x: Float32Array,
+  { scale, zeroPoint }: ActivationGrid,
+  bits: number,
+): Float32Array {
+  return x.map((value) => {
+    // Adding and taking away 1.5 · 2^52 rounds to a whole number, ties to even.
+    const code = Math.fround(value / scale) + 6755399441055744 - 6755399441055744 + zeroPoint;
+    return scale * (Math.min(Math.max(code, 0), 2 ** bits - 1) - zeroPoint);
+  });
+}
 
 /** y = W x + b */
 function linear(w: Float64Array, b: Float64Array | undefined, x: Vector): Vector {

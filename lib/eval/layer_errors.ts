@@ -1,5 +1,5 @@
 /** How far quantized layers are from full precision's, time group by time group, on the same inputs. */
-import { roundActivations } from "../models/layers/int8.ts";
+import { IntegerProducts } from "../models/layers/integer_products.ts";
 import { linear } from "../models/layers/linear.ts";
 import type { LoadedModel } from "../models/mod.ts";
 import { observeParts } from "../phases/activations.ts";
@@ -28,6 +28,7 @@ export interface LayerError {
  * @param full the model in full precision
  * @param models in whose layers the errors are wanted
  * @returns one list a model, by layer and time group
+ * @throws {WeightsError} when an input that is quantized is not finite
  */
 export function layerErrors(
   context: PhaseContext,
@@ -35,7 +36,7 @@ export function layerErrors(
   models: readonly Pick<PhaseModel, "weights" | "timeParameters">[],
   groups: TimeGroups,
 ): LayerError[][] {
-  const { kernels } = context;
+  const { kernels } = context, products = new IntegerProducts(kernels, full.model.path);
   const layers = models.map((model) => {
     const { stages } = loadPhaseModel(context, { weights: model.weights }).model;
     const own = stages.flatMap(({ layers }) => layers).filter(({ name }) => model.weights.has(name));
@@ -61,7 +62,7 @@ export function layerErrors(
         const selected = timeParameters?.at(name, time);
         const read = selected?.grid === undefined
           ? input
-          : roundActivations(kernels, input, each, selected, new Float32Array(input.length));
+          : products.round(name, input, each, selected, new Float32Array(input.length));
         const got = linear(kernels, { weights: own }, read, each);
         const { errors: [error], norms: [norm] } = squaredDistances(got, wanted, 1);
         sum.samples++;

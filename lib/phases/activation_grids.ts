@@ -2,7 +2,7 @@
  * Static quantization parameters of activations: time groups by the inputs of layers at each time, parameters
  * for each layer and group, and the layers that gain most from per-token dynamic quantization.
  */
-import { roundActivations } from "../models/layers/int8.ts";
+import { IntegerProducts } from "../models/layers/integer_products.ts";
 import { linear } from "../models/layers/linear.ts";
 import type { LinearLayer, LoadedModel } from "../models/mod.ts";
 import {
@@ -159,6 +159,8 @@ function sampleInputs(
  * of output errors `(static + weights) / (per token + weights)`, squared and weighted by the step, where
  * static and per token are the errors from quantized inputs and weights that from quantized weights. Layers
  * that read the same input stand together.
+ *
+ * @throws {WeightsError} when an input is not finite
  */
 export function orderByStaticCost(
   context: PhaseContext,
@@ -174,7 +176,7 @@ export function orderByStaticCost(
   const readers = readersOf(loaded, new Set(grids.keys()));
   const sums = new Map(readers.map(({ name }) => [name, { weights: 0, static: 0, perToken: 0 }]));
   // Scratch is shared: hundreds of inputs would else wait for the garbage collector.
-  const workspace = new Workspace();
+  const workspace = new Workspace(), products = new IntegerProducts(kernels, loaded.model.path);
   sampleInputs(context, loaded, groups, readers, workspace, ({ name, layers }, x, rows, time) => {
     const own = sums.get(name)!, weight = transitions.weightOf(time), group = groups.groupOf(time);
     const { bits, scale, zeroPoint } = grids.get(name)!;
@@ -183,8 +185,8 @@ export function orderByStaticCost(
       for (let i = 0; i < rounded.length; i++) rounded[i]! -= x[i]!;
       return rounded;
     };
-    const rounded = (name: string, grid?: ActivationGrid) =>
-      roundActivations(kernels, x, rows, { bits, grid }, workspace.take(name, x.length));
+    const rounded = (scratch: string, grid?: ActivationGrid) =>
+      products.round(name, x, rows, { bits, grid }, workspace.take(scratch, x.length));
     const onStatic = lost(rounded("static", grid)), onOwn = lost(rounded("perToken"));
     for (const { name: layer, weights } of layers) {
       const times = (values: Float32Array, by: typeof weights, output = "output") => {

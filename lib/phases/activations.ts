@@ -1,14 +1,10 @@
 /** Inputs of layers by time group: their histograms, and phase 2's guard, which accepts smoothed ranges. */
 import { CalibrationError } from "../errors.ts";
+import { IntegerProducts } from "../models/layers/integer_products.ts";
 import { linear } from "../models/layers/linear.ts";
 import type { LoadedModel } from "../models/mod.ts";
 import { type GuardReport, keepWhereErrorDoesNotRise } from "../thermo/mod.ts";
-import {
-  ActivationHistogram,
-  type ActivationParameters,
-  fakeQuantize,
-  type TimeGroups,
-} from "../time/mod.ts";
+import { ActivationHistogram, type ActivationParameters, type TimeGroups } from "../time/mod.ts";
 import type { Calibrated } from "../calibration/mod.ts";
 import type { PhaseContext } from "./context.ts";
 import type { TimedObserver } from "../calibration/step_kl.ts";
@@ -172,13 +168,14 @@ const GUARD_STRIDE = 2;
  * @returns an observer of the model's run over held-out samples, and the decision it leads to
  */
 export function layerGuard(
-  { kernels }: PhaseContext,
+  { kernels, checkpoint }: PhaseContext,
   groups: TimeGroups,
   before: ReadonlyMap<string, ActivationParameters>,
   after: ReadonlyMap<string, ActivationParameters>,
 ): { readonly observe: TimedObserver; report(): GuardReport } {
   const errors = new Map([...before.keys()].map((name) => [name, { before: 0, after: 0 }]));
-  let lost = new Float32Array(0), outputs = new Float32Array(0);
+  const products = new IntegerProducts(kernels, checkpoint.path);
+  let lost = new Float32Array(0), outputs = new Float32Array(0), input = new Float32Array(0);
   // Errors of the previous layer's input, which layers that read the same input share.
   let last: { readonly times: Float64Array; readonly old: ActivationParameters } | undefined, rowsLost = 0;
   return {
@@ -187,7 +184,7 @@ export function layerGuard(
       if (sums === undefined) return;
       const old = before.get(name)!, { cols } = weights;
       if (last?.times !== times || last.old !== old) {
-        const taken = lose(times, x, rows / times.length, cols, old, after.get(name)!);
+        const taken = lose(name, times, x, rows / times.length, cols, old, after.get(name)!);
         [last, rowsLost] = [{ times, old }, taken];
       }
       if (rowsLost === 0) return;
@@ -208,6 +205,7 @@ export function layerGuard(
    * @returns how many rows of each
    */
   function lose(
+    name: string,
     times: Float64Array,
     x: Float32Array,
     each: number,
@@ -224,16 +222,18 @@ export function layerGuard(
     const taken = Math.ceil(each / GUARD_STRIDE), half = differing.length * taken;
     if (lost.length < 2 * half * cols) lost = new Float32Array(2 * half * cols);
     for (const [i, { item, bin, group }] of differing.entries()) {
+      if (input.length !== taken * cols) input = new Float32Array(taken * cols);
       for (let row = 0; row < taken; row++) {
-        const begin = (item * each + row * GUARD_STRIDE) * cols, input = x.subarray(begin, begin + cols);
-        for (
-          const [{ scale, zeroPoint, bits }, index, place] of [[old, group, 0], [smooth, bin, half]] as const
-        ) {
-          const to = (place + i * taken + row) * cols;
-          const grid = { scale: scale[index]!, zeroPoint: zeroPoint[index]! };
-          const own = fakeQuantize(input, grid, bits, lost.subarray(to, to + cols));
-          for (let k = 0; k < cols; k++) own[k]! -= input[k]!;
-        }
+        const begin = (item * each + row * GUARD_STRIDE) * cols;
+        input.set(x.subarray(begin, begin + cols), row * cols);
+      }
+      for (
+        const [{ scale, zeroPoint, bits }, index, place] of [[old, group, 0], [smooth, bin, half]] as const
+      ) {
+        const to = (place + i * taken) * cols, own = lost.subarray(to, to + input.length);
+        const grid = { scale: scale[index]!, zeroPoint: zeroPoint[index]! };
+        products.round(name, input, taken, { bits, grid }, own);
+        for (let k = 0; k < own.length; k++) own[k]! -= input[k]!;
       }
     }
     return half;

@@ -4,8 +4,6 @@
  * follow from it by minimum and maximum, percentile or least squared error.
  */
 
-import { checkFloats } from "../native/call.ts";
-
 /** Bins of a histogram: at 8 bits eight of them a code, before a range is cut. */
 export const HISTOGRAM_BINS = 2048;
 /** Ends tried by the search for the least squared error, each 4 % nearer to 0: down to a thirteenth. */
@@ -312,35 +310,4 @@ function halved(counts: Float64Array): Float64Array<ArrayBuffer> {
   const wider = new Float64Array(HISTOGRAM_BINS);
   for (let i = 0; i < HISTOGRAM_BINS; i++) wider[(i + HISTOGRAM_BINS / 2) >> 1]! += counts[i]!;
   return wider;
-}
-
-/**
- * Activations after static quantization, computed with float32 values: the same numbers as by integer
- * codes, `code = min(max(round(x / scale) + zeroPoint, 0), 2^bits − 1)`, ties to even.
- *
- * **Shapes** `x: f32[n]` → `out: f32[n]`, which may be `x`
- *
- * @example
- * ```ts
- * import { fakeQuantize } from "./activation_range.ts";
- * console.log(fakeQuantize(Float32Array.of(-3, 0.3, 0.6), { scale: 0.5, zeroPoint: 2 }, 4, new Float32Array(3))); // -1, 0.5, 0.5
- * ```
- */
-export function fakeQuantize(
-  x: Float32Array,
-  { scale, zeroPoint }: ActivationGrid,
-  bits: ActivationBits,
-  out: Float32Array,
-): Float32Array {
-  checkFloats("quantize activations", { x: [x, x.length], out: [out, x.length] });
-  const low = 0 - zeroPoint, high = 2 ** bits - 1 - zeroPoint;
-  for (let i = 0; i < x.length; i++) {
-    const position = Math.fround(x[i]! / scale);
-    // Adding and taking away 1.5 · 2^52 rounds to a whole number, ties to even.
-    const rounded = position > low
-      ? (position < high ? position + 6755399441055744 - 6755399441055744 : high)
-      : low;
-    out[i] = scale * rounded;
-  }
-  return out;
 }

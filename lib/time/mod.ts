@@ -4,7 +4,6 @@ export {
   type ActivationGrid,
   activationGrid,
   ActivationHistogram,
-  fakeQuantize,
   type HistogramState,
   RANGE_METHODS,
   type RangeMethod,

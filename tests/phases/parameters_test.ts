@@ -17,6 +17,8 @@ import {
 import { openKernels } from "../../lib/native/mod.ts";
 import { quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
 import { fewestWithin, groupsByInputs, orderByStaticCost } from "../../lib/phases/activation_grids.ts";
+import { layerErrors } from "../../lib/eval/mod.ts";
+import { layerGuard, observeParts } from "../../lib/phases/activations.ts";
 import { loadCalibration } from "../../lib/calibration/mod.ts";
 import { phaseSettings } from "../../lib/phases/settings.ts";
 import { loadPhaseModel, type PhaseContext } from "../../lib/phases/context.ts";
@@ -29,7 +31,6 @@ import { openCheckpoint, SIDECAR_FILE } from "../../lib/tensor/mod.ts";
 import {
   activationGrid,
   equalTimeGroups,
-  fakeQuantize,
   type LayerParameters,
   maskRatioAxis,
   readTimeParameters,
@@ -40,6 +41,7 @@ import {
 import { MODELS, workplace } from "../_checkpoints.ts";
 import { allInt8Kernels } from "../_kernels.ts";
 import { ditCheckpoint, dreamCheckpoint, store } from "../_models.ts";
+import { roundedToGrid } from "../_reference.ts";
 import { thrown } from "../tensor/_files.ts";
 
 const kernels = await openKernels();
@@ -114,7 +116,7 @@ describe("rounded activations at run time", () => {
           const grid = own.activation === undefined
             ? activationGrid(Math.min(0, ...x), Math.max(0, ...x), bits)
             : { scale: activation.scale[1]!, zeroPoint: activation.zeroPoint[1]! };
-          const codes = fakeQuantize(x, grid, bits, new Float32Array(cols));
+          const codes = roundedToGrid(x, grid, bits);
           for (let row = 0; row < rows; row++) {
             let wanted = 0, size = 0;
             for (let k = 0; k < cols; k++) {
@@ -217,6 +219,39 @@ describe("static grids", () => {
     const order = orderByStaticCost(dream.context, loaded, grids, equalTimeGroups(maskRatioAxis(1000), 1));
     expect(order[0]).toEqual(["model.layers.2.mlp.down_proj.weight"]);
     expect(order.flat().sort()).toEqual([...dream.weights.keys()].sort());
+  });
+
+  test("an input that is not finite is an error that names the layer, whoever rounds it", () => {
+    const name = "model.layers.1.mlp.up_proj.weight",
+      grid = { bits: 8, zeroPoint: Int32Array.of(128) } as const;
+    const narrow = new Map([[name, { ...grid, scale: Float32Array.of(0.05) }]]);
+    const wide = new Map([[name, { ...grid, scale: Float32Array.of(0.06) }]]);
+    const groups = equalTimeGroups(maskRatioAxis(1000), 1), loaded = loadPhaseModel(dream.context, {});
+    // NaN in the first value that the layer reads
+    const { model } = loaded as Extract<typeof loaded, { kind: "dream" }>,
+      forward = model.forward.bind(model);
+    model.forward = (ids, batch, options) =>
+      forward(ids, batch, {
+        ...options,
+        observe: (layer, x, rows) => {
+          const own = x.slice();
+          if (layer.name === name) own[0] = NaN;
+          options?.observe?.(layer, own, rows);
+        },
+      });
+    const parameters = new TimeParameters(groups, new Map([[name, { activation: narrow.get(name)! }]]), "");
+    const weights = new Map([[name, dream.weights.get(name)!]]);
+    const guard = layerGuard(dream.context, groups, narrow, wide);
+    const roundings: (() => void)[] = [
+      () => orderByStaticCost(dream.context, loaded, narrow, groups),
+      () => layerErrors(dream.context, loaded, [{ weights, timeParameters: parameters }], groups),
+      () => observeParts(dream.context, loaded, "heldOut", guard.observe),
+    ];
+    for (const rounding of roundings) {
+      const error = thrown(rounding);
+      expect(error).toBeInstanceOf(WeightsError);
+      expect(error.message).toContain(`got NaN or infinity in what "${name}" reads`);
+    }
   });
 
   test("adaptive groups are as many as asked, kept only if they help, and no more than what was seen", async () => {

@@ -5,6 +5,7 @@ import { resolveConfig } from "../../lib/config/mod.ts";
 import { CheckpointError, FormatError } from "../../lib/errors.ts";
 import { DitGradients } from "../../lib/models/backward/dit.ts";
 import { MaskedTransformerGradients } from "../../lib/models/backward/masked_transformer.ts";
+import { roundActivations } from "../../lib/models/layers/int8.ts";
 import { diffusionGenerate, loadDit, loadDream } from "../../lib/models/mod.ts";
 import { quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
 import { dequantize, type OneLevelTensor } from "../../lib/quant/mod.ts";
@@ -13,7 +14,6 @@ import {
   activationGrid,
   ActivationHistogram,
   equalTimeGroups,
-  fakeQuantize,
   type LayerParameters,
   maskRatioAxis,
   modelFingerprint,
@@ -26,6 +26,7 @@ import {
 import { workplace } from "../_checkpoints.ts";
 import { allKernels, gaussians, randomStream } from "../_kernels.ts";
 import { ditCheckpoint, dreamCheckpoint, store } from "../_models.ts";
+import { roundedToGrid } from "../_reference.ts";
 import { thrown } from "../tensor/_files.ts";
 
 const everywhere = await allKernels();
@@ -71,11 +72,11 @@ describe("grids of activations", () => {
 
   test("values come back to half a step, ties to even, clipped at the ends", () => {
     const x = Float32Array.of(-10, -1, -0.75, -0.25, 0, 0.24, 0.25, 0.75, 1.25, 6.5, 7, 100);
-    const out = fakeQuantize(x, { scale: 0.5, zeroPoint: 2 }, 4, new Float32Array(12));
+    const out = roundActivations(kernels, x, 1, { bits: 4, grid: { scale: 0.5, zeroPoint: 2 } }, x.slice());
     expect([...out].map((v) => v + 0)).toEqual([-1, -1, -1, 0, 0, 0, 0, 1, 1, 6.5, 6.5, 6.5]);
     const wide = gaussians(1, 1000), low = Math.min(...wide), high = Math.max(...wide);
     const grid = activationGrid(low, high, 8);
-    const back = fakeQuantize(wide, grid, 8, new Float32Array(1000));
+    const back = roundActivations(kernels, wide, 1, { bits: 8, grid }, new Float32Array(1000));
     for (let i = 0; i < 1000; i++) {
       expect(Math.abs(back[i]! - wide[i]!)).toBeLessThanOrEqual(grid.scale / 2 * (1 + 1e-6));
       expect(Number.isInteger(Math.round(back[i]! / grid.scale * 1e4) / 1e4)).toBe(true);
@@ -111,7 +112,7 @@ describe("what calibration saw", () => {
     const errorOf = (values: Float32Array, method: "minmax" | "mse" | "percentile") => {
       const histogram = new ActivationHistogram();
       histogram.add(values);
-      const back = fakeQuantize(values, histogram.grid(method, 4), 4, new Float32Array(values.length));
+      const back = roundedToGrid(values, histogram.grid(method, 4), 4);
       return back.reduce((sum, v, i) => sum + (v - values[i]!) ** 2, 0) / values.length;
     };
     const tails = gaussians(4, 20_000);
