@@ -5,6 +5,7 @@ import { resolveConfig } from "../../lib/config/mod.ts";
 import { HeldWeights, loadDream, modelFrom } from "../../lib/models/mod.ts";
 import { withCuda } from "../../lib/native/cuda/kernels.ts";
 import type { CudaKernels } from "../../lib/native/cuda/mod.ts";
+import { gatherRows } from "../../lib/native/functions.ts";
 import { type Kernels, openKernels } from "../../lib/native/mod.ts";
 import { quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
 import { DEFAULT_SOLVER_SETTINGS } from "../../lib/quant/solvers/settings.ts";
@@ -147,6 +148,51 @@ describe("weights of the next block", () => {
     for (const own of [early, alone, small]) {
       expect([own.hidden, own.lines, own.left]).toEqual([late.hidden, [], 0]);
     }
+  });
+
+  test("do not drive out what the block at work reads in pass after pass", () => {
+    if (cuda === undefined) return;
+    using checkpoint = openCheckpoint(folder);
+    const run = (isLate: boolean, most: number) => {
+      let brought = 0;
+      const statusOf: Watched["statusOf"] = (name, _, [data]) => {
+        if (name === "aq_cuda_upload" && data instanceof Uint16Array) brought += data.byteLength;
+        return undefined;
+      };
+      const { gpu, peak, lines } = opened(cuda, { statusOf, most, isLate });
+      const { model } = modelOf(checkpoint, gpu), hidden = model.start(batch);
+      for (const block of [0, 1, 2]) {
+        for (let pass = 0; pass < 6; pass++) {
+          for (const _ of model.stagesOf(block, batch, hidden.slice(), {}));
+        }
+        model.runBlock(block, batch, hidden, {});
+      }
+      const found = { hidden, brought, peak: peak(), lines };
+      gpu.close();
+      return found;
+    };
+    const whole = run(true, Infinity);
+    const most = Math.round(whole.peak * 0.6); // a block and its activations, and a part of the next block
+    const late = run(true, most), early = run(false, most);
+    expect([early.hidden, early.lines]).toEqual([whole.hidden, []]);
+    expect(late.brought).toBe(whole.brought);
+    expect(early.brought).toBeLessThan(1.5 * late.brought);
+  }, 60_000);
+
+  test("are on their way before any other wait", () => {
+    if (cuda === undefined) return;
+    const calls: string[] = [];
+    const { gpu, buffers } = opened(cuda, { statusOf: (name) => void calls.push(name) });
+    const coming = gpu.arrays.constant(new Float32Array(100)),
+      [x, out] = [new Float32Array(8), new Float32Array(8)];
+    gpu.arrays.open();
+    gpu.arrays.ahead(0, [{ array: coming, bytesRead: 0 }].values());
+    gatherRows(gpu, "test", x, new Int32Array(1), 1, 1, 8, out); // not held: it comes back at once
+    expect(calls.filter((name) => /load/.test(name))).toEqual(
+      ["upload", "upload", "upload", "download"].map((name) => `aq_cuda_${name}`),
+    );
+    gpu.close();
+    expect(buffers.size).toBe(0);
   });
 
   test("that cannot be read are an error when they are needed, the same as ever", () => {

@@ -1,6 +1,6 @@
 /** Copies of the host's arrays on a device: for a call, while they are held, or for good. */
 import type { ArrayPlaces, ComingArray } from "../kernels.ts";
-import type { DeviceBuffer, DeviceMemory } from "./memory.ts";
+import { type DeviceBuffer, type DeviceMemory, suits } from "./memory.ts";
 
 type View = ArrayBufferView<ArrayBufferLike>;
 
@@ -46,6 +46,13 @@ export class DeviceArrays implements ArrayPlaces {
   #coming: Iterator<ComingArray> | undefined;
   /** The block at work: as its model counts, and how many came to work. */
   #block = { own: -1, count: 0 };
+  /** The block at whose turn there was no room for another copy of the next one's. */
+  #fullAt = -1;
+  /**
+   * Whether a call had to drop what the block at work or the next one reads. With copies of the next one in
+   * the way the block's own would be brought again in every pass: from then on nothing is copied ahead.
+   */
+  #isTight = false;
   /** Whether the device may be at work. */
   #isWorking = false;
   #isOpen = false;
@@ -68,10 +75,7 @@ export class DeviceArrays implements ArrayPlaces {
   release<T extends View>(array: T): T {
     const held = this.#held.get(array.buffer);
     if (held === undefined) return array;
-    if (held.isDeviceNewer) {
-      if (this.#isWorking) this.#takeAhead();
-      this.#download(held.buffer!.handle, array, array.byteOffset);
-    }
+    if (held.isDeviceNewer) this.#download(held.buffer!.handle, array, array.byteOffset);
     this.#letGo(array.buffer, held);
     return array;
   }
@@ -113,14 +117,24 @@ export class DeviceArrays implements ArrayPlaces {
 
   /** Begins a copy where what the present block and the next one read leaves room; bytes that it takes. */
   #copyAhead(array: View): number {
-    const constant = this.#constants.get(array);
-    if (constant === undefined) return 0;
-    this.#touch(constant, this.#block.count + 1);
+    const constant = this.#constants.get(array), { count } = this.#block;
+    if (constant === undefined || this.#isTight || this.#fullAt === count) return 0;
+    this.#touch(constant, count + 1);
     if (constant.buffer !== undefined) return 0;
-    const buffer = this.#borrow(array.byteLength, constant, (other) => this.#isOfBlock(other));
-    if (buffer === undefined) return 0;
-    this.#copy(array, constant, buffer);
-    return array.byteLength;
+    const buffer = this.#borrowAhead(array.byteLength, constant);
+    if (buffer === undefined) this.#fullAt = count;
+    else this.#copy(array, constant, buffer);
+    return buffer === undefined ? 0 : array.byteLength;
+  }
+
+  /** A buffer that is free, or that of a copy which neither the block at work nor the next one reads. */
+  #borrowAhead(bytes: number, wanted: Constant): DeviceBuffer | undefined {
+    const buffer = this.memory.borrowBeside(bytes);
+    if (buffer !== undefined) return buffer;
+    const other = this.#dropped(wanted).find((own) => !this.#isOfBlock(own) && suits(own.buffer!, bytes));
+    if (other === undefined) return undefined;
+    this.#forget(other);
+    return this.memory.borrowBeside(bytes);
   }
 
   #copy(array: View, constant: Constant, buffer: DeviceBuffer): void {
@@ -167,6 +181,7 @@ export class DeviceArrays implements ArrayPlaces {
 
   /** After a call that wrote an array: held ones stay, others come back. */
   wrote(array: View, handle: bigint): void {
+    this.#isWorking = true;
     const held = this.#held.get(array.buffer);
     if (held === undefined || !isPart(array)) this.#download(handle, array);
     else held.isDeviceNewer = true;
@@ -179,8 +194,9 @@ export class DeviceArrays implements ArrayPlaces {
     this.#isWorking = true;
   }
 
-  /** Waits for all work. */
+  /** Waits for all work; what comes next is begun before. */
   #download(handle: bigint, into: View, offset = 0): void {
+    if (this.#isWorking) this.#takeAhead();
     this.memory.download(handle, into, offset);
     this.#isWorking = false;
   }
@@ -194,25 +210,26 @@ export class DeviceArrays implements ArrayPlaces {
     held.isHostNewer ||= isWritten;
   }
 
-  /**
-   * A buffer; copies of arrays that do not change make room, those first that were not used for longest. For
-   * one whose own copy was dropped before it is the other way round: who reads all again and again finds
-   * those that stay, and not each one gone just before its turn.
-   */
-  #borrow(
-    bytes: number,
-    wanted?: Constant,
-    isNeeded = (constant: Constant) => this.#used.has(constant),
-  ): DeviceBuffer | undefined {
+  /** A buffer; copies of arrays that do not change make room, but not those that the call reads. */
+  #borrow(bytes: number, wanted?: Constant): DeviceBuffer | undefined {
     let buffer = this.memory.borrow(bytes);
     if (buffer !== undefined) return buffer;
-    for (const constant of wanted?.wasCopied === true ? this.#newestFirst() : [...this.#copied]) {
-      if (isNeeded(constant)) continue;
-      this.#forget(constant);
+    for (const constant of this.#dropped(wanted)) {
+      if (this.#used.has(constant)) continue;
+      this.#giveWay(constant);
       buffer = this.memory.borrow(bytes);
       if (buffer !== undefined) break;
     }
     return buffer;
+  }
+
+  /**
+   * Copies in the order in which they make room for another: those first that were not used for longest. For
+   * one whose own copy was dropped before it is the other way round: who reads all again and again finds
+   * those that stay, and not each one gone just before its turn.
+   */
+  #dropped(wanted: Constant | undefined): Constant[] {
+    return wanted?.wasCopied === true ? this.#newestFirst() : [...this.#copied];
   }
 
   /** Whether the block at work or the next one reads it. */
@@ -228,8 +245,14 @@ export class DeviceArrays implements ArrayPlaces {
 
   /** Makes room for the scratch of a kernel: nothing stays but what the present call reads. */
   makeRoom(): void {
-    for (const constant of this.#copied) if (!this.#used.has(constant)) this.#forget(constant);
+    for (const constant of this.#copied) if (!this.#used.has(constant)) this.#giveWay(constant);
     this.memory.trim();
+  }
+
+  /** A copy is dropped for a call's sake. */
+  #giveWay(constant: Constant): void {
+    this.#isTight ||= this.#isOfBlock(constant);
+    this.#forget(constant);
   }
 
   #forget(constant: Constant): void {

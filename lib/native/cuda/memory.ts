@@ -7,6 +7,11 @@ export interface DeviceBuffer {
   readonly bytes: number;
 }
 
+/** Whether a buffer has room for so many bytes and is not much larger. */
+export function suits(buffer: DeviceBuffer, bytes: number): boolean {
+  return buffer.bytes >= bytes && buffer.bytes <= 2 * bytes + 4096;
+}
+
 /** The header's `AQ_E_MEMORY`. */
 const E_MEMORY = -101;
 
@@ -53,16 +58,22 @@ export class DeviceMemory {
    * @returns undefined where there is no room even so
    */
   borrow(bytes: number): DeviceBuffer | undefined {
+    let buffer = this.borrowBeside(bytes);
+    while (buffer === undefined && this.#idle.length > 0) {
+      this.free(this.#idle.shift()!.handle);
+      buffer = this.borrowBeside(bytes);
+    }
+    return buffer;
+  }
+
+  /** As {@linkcode borrow}, but idle ones that do not suit stay: freeing waits for the device. */
+  borrowBeside(bytes: number): DeviceBuffer | undefined {
     let best = -1;
-    for (const [i, { bytes: own }] of this.#idle.entries()) {
-      if (own >= bytes && own <= 2 * bytes + 4096 && !(own >= this.#idle[best]?.bytes!)) best = i;
+    for (const [i, own] of this.#idle.entries()) {
+      if (suits(own, bytes) && !(own.bytes >= this.#idle[best]?.bytes!)) best = i;
     }
     if (best >= 0) return this.#idle.splice(best, 1)[0]!;
-    let handle = this.#tryAllocate(bytes);
-    while (handle === undefined && this.#idle.length > 0) {
-      this.free(this.#idle.shift()!.handle);
-      handle = this.#tryAllocate(bytes);
-    }
+    const handle = this.#tryAllocate(bytes);
     return handle === undefined ? undefined : { handle, bytes };
   }
 
