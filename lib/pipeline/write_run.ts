@@ -2,7 +2,7 @@
 import { statSync } from "node:fs";
 import { join } from "node:path";
 import { packedTensorSpecs } from "../quant/packed/entries.ts";
-import { CODED_SCALE_BITS, OFFSET_BITS } from "../quant/packed/layout.ts";
+import { CODED_SCALE_BITS, OFFSET_BITS, ROTATED_SCALE_BITS } from "../quant/packed/layout.ts";
 import { canonicalConfig, isCalibrated, wantsPhases } from "../config/mod.ts";
 import { type Kernels, threadCount } from "../native/mod.ts";
 import { opensIn } from "../output/readers.ts";
@@ -259,12 +259,13 @@ function* widestSpecs(rows: readonly PlanRow[]): Generator<TensorSpec> {
     if (row.action === "keep") yield { name, dtype, shape };
     else {
       const form = { ...matrixSizes(shape), ...formatOf(row, 8) };
-      const specs = packedTensorSpecs(name, form), known = new Set(specs.map((spec) => spec.name));
-      yield* specs;
-      if (row.scaleBits !== CODED_SCALE_BITS) continue;
-      // Coded scales may become half floats.
-      const others = packedTensorSpecs(name, { ...form, scaleBits: OFFSET_BITS });
-      yield* others.filter((spec) => !known.has(spec.name));
+      // Fewer scales may become half floats, whose entries have the longer shapes.
+      const halves = row.scaleBits === CODED_SCALE_BITS || row.scaleBits === ROTATED_SCALE_BITS
+        ? packedTensorSpecs(name, { ...form, scaleBits: OFFSET_BITS })
+        : [];
+      const known = new Set(halves.map((spec) => spec.name));
+      yield* halves;
+      yield* packedTensorSpecs(name, form).filter((spec) => !known.has(spec.name));
     }
   }
 }

@@ -15,6 +15,7 @@ import {
   quantizeCheckpoint,
   readManifest,
 } from "../../../lib/pipeline/mod.ts";
+import { filesOf } from "../../../lib/pipeline/write_run.ts";
 import type { RunEvent } from "../../../lib/progress.ts";
 import {
   accumulateMoment,
@@ -29,7 +30,7 @@ import {
   solveLayer,
   type TwoLevelTensor,
 } from "../../../lib/quant/mod.ts";
-import { openCheckpoint } from "../../../lib/tensor/mod.ts";
+import { openCheckpoint, SafetensorsWriter } from "../../../lib/tensor/mod.ts";
 import { differences, gaussian, matrix, workplace, writeCheckpoint } from "../../_checkpoints.ts";
 import { allInt8Kernels, gaussians } from "../../_kernels.ts";
 
@@ -334,6 +335,26 @@ describe("rotated trellis codes", () => {
     }
     await mergeCheckpoint({ input, output: merged, shards: [parts] });
     for (const output of [resumed, merged]) expect(differences(output, whole)).toEqual([]);
+  });
+
+  test("have room in the header where all of a file's have half floats", async () => {
+    const rows = 256,
+      cols = 32,
+      names = Array.from({ length: 3 }, (_, i) => `model.layers.${i}.mlp.up_proj.weight`);
+    const uneven = gaussian(rows * cols, 4).map((weight, i) => i < cols ? weight / 100 : weight);
+    const input = writeCheckpoint(
+      place.fresh(),
+      Object.fromEntries(names.map((name) => [name, matrix(rows, cols, uneven)])),
+    );
+    const { config } = resolveConfig({ overrides: { codes: "trellis", bit_width: 2, scale_bits: 0 } });
+    const output = place.fresh();
+    const { plan } = await quantizeCheckpoint({ kernels, input, config, output });
+    using from = openCheckpoint(input);
+    using checkpoint = openCheckpoint(output);
+    const [file] = filesOf(from, { plan }), specs = [...checkpoint.tensors.values()].map(({ info }) => info);
+    // room that would do wherever the tensors lay
+    expect(file!.reservedHeaderBytes).toBeGreaterThanOrEqual(SafetensorsWriter.headerBytes(specs));
+    expect(readManifest(output)!.layers.map(({ reason }) => reason)).toEqual(names.map(() => "one_scale"));
   });
 
   test("name the weight that is not finite", async () => {
