@@ -1,7 +1,8 @@
 /** Counting the codes of a quantized checkpoint. */
 import type { Kernels } from "../native/mod.ts";
 import { unpackCodes } from "../quant/mod.ts";
-import { packedLayers, readPackedTensor, rowsAtOnce } from "../quant/packed/checkpoint.ts";
+import { packedLayers, readPackedTensor } from "../quant/packed/checkpoint.ts";
+import { ROTATED_SCALE_BITS } from "../quant/packed/layout.ts";
 import { openCheckpoint } from "../tensor/mod.ts";
 import type { RowOf } from "./schema.ts";
 
@@ -39,7 +40,9 @@ export function countCodes(
   return [...packedLayers(checkpoint).values()].flatMap((layer) => {
     const { name, rows, cols, bits } = layer;
     const counts = new Array<number>(2 ** bits).fill(0);
-    for (const [begin, end] of rowsAtOnce(layer, 1) === 1 ? rowBlocks(rows) : [[0, rows] as const]) {
+    for (
+      const [begin, end] of layer.scaleBits === ROTATED_SCALE_BITS ? [[0, rows] as const] : rowBlocks(rows)
+    ) {
       const { packed } = readPackedTensor(checkpoint, layer, begin, end);
       for (const code of unpackCodes(kernels, packed, end - begin, cols, bits)) counts[code]!++;
     }

@@ -240,7 +240,7 @@ export function codesOf(
   const cols = shape.at(-1)!;
   const isSearched = bits !== undefined && TRELLIS_BITS.includes(bits) && cols <= MAX_MOMENT_COLS;
   return codes === "trellis" && isSearched && zeroPoint === "real"
-    ? { scaleBits: hasFewerScales(scaleBits, shape) ? scaleBits : OFFSET_BITS, codes }
+    ? { scaleBits: getsFewerScales(scaleBits, shape) ? scaleBits : OFFSET_BITS, codes }
     : undefined;
 }
 
@@ -251,7 +251,7 @@ const ROTATED_COLS = 1600;
 const ROTATED_BLOCK = 32;
 
 /** Whether a matrix has the scales of fewer than 16 bits that the configuration asks for. */
-function hasFewerScales(scaleBits: number, shape: readonly number[]): scaleBits is 0 | 3 {
+function getsFewerScales(scaleBits: number, shape: readonly number[]): scaleBits is 0 | 3 {
   if (shape.length !== 2) return false;
   if (scaleBits === CODED_SCALE_BITS) return true;
   return scaleBits === ROTATED_SCALE_BITS && shape[1]! <= ROTATED_COLS &&
