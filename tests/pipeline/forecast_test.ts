@@ -101,18 +101,28 @@ describe("memory of calibrated work", () => {
     expect(Math.abs(blocks - once - states)).toBeLessThan(states / 10);
   });
 
+  const bytesOf = (overrides: Record<string, unknown>, stage = "solving") => {
+    const config = chooseSolver(checkpoint, configOf({ ...best, calibration_mode: "once", ...overrides }));
+    const { rows } = planQuantization(checkpoint, config);
+    const stages = countRun({ calibrated: small, checkpoint, rows, memoryBytes: 1e9 }).stages(
+      config,
+    );
+    return stages.find(({ name }) => name.startsWith(stage))!.bytes;
+  };
+
   test("holds one more factor of the widest moment where layers get trellis codes", () => {
-    const bytesOf = (overrides: Record<string, unknown>) => {
-      const config = chooseSolver(checkpoint, configOf({ ...best, calibration_mode: "once", ...overrides }));
-      const { rows } = planQuantization(checkpoint, config);
-      const stages = countRun({ calibrated: small, checkpoint, rows, memoryBytes: 1e9 }).stages(
-        config,
-      );
-      return stages.find(({ name }) => name.startsWith("solving"))!.bytes;
-    };
     const of = (bit_width: number) => bytesOf({ bit_width, codes: "trellis" }) - bytesOf({ bit_width });
     expect(of(2)).toBe(4 * widest! ** 2);
     expect(of(4)).toBe(0); // those of 4 bits are uniform
+  });
+
+  test("holds a whole moment and its factor where weights are rotated, whatever the blocks", () => {
+    for (const [moment, block] of [["full", widest!], ["block", 32], ["diagonal", 1]] as const) {
+      const asked = { "solver_options.moment": moment, "solver_options.moment_block": 32 };
+      const of = (scale_bits: number) =>
+        bytesOf({ bit_width: 2, codes: "trellis", group_size: 0, scale_bits, ...asked });
+      expect([moment, of(0) - of(16)]).toEqual([moment, 8 * widest! ** 2 - 4 * widest! * block]);
+    }
   });
 
   test("holds the inputs that stay for other layers, where layers are solved as they are written", () => {
@@ -132,10 +142,10 @@ describe("memory of calibrated work", () => {
     expect(stays).toBeLessThan(all);
   });
 
-  test("of writing holds a whole matrix with coded scales that has nothing to be solved on", () => {
-    const config = chooseSolver(checkpoint, configOf({ ...best, codes: "trellis", scale_bits: 3 }));
+  const writing = (overrides: Record<string, unknown>) => {
+    const config = chooseSolver(checkpoint, configOf({ ...best, codes: "trellis", ...overrides }));
     const { rows } = planQuantization(checkpoint, config);
-    const coded = rows.filter((row) => isSolved(row) && row.scaleBits === 3);
+    /** Bytes where some layers have something to be solved on. */
     const writingOf = (isKnown: (name: string) => boolean) => {
       const stages = small.model.stages.map(({ block, layers }) => {
         return { block, layers: layers.filter(({ name }) => isKnown(name)) };
@@ -145,6 +155,18 @@ describe("memory of calibrated work", () => {
       return countRun({ calibrated, checkpoint, rows, memoryBytes: 1e9 }).stages(config)
         .find(({ name }) => name === "writing")!.bytes;
     };
+    return { rows, writingOf };
+  };
+
+  test("of writing holds a whole moment and its factor for rotated weights that have none to be solved on", () => {
+    const { writingOf } = writing({ bit_width: 2, group_size: 0, scale_bits: 0 });
+    const one = writingOf((own) => own.includes("head")) - writingOf(() => true);
+    expect(one).toBe(8 * widest! ** 2);
+  });
+
+  test("of writing holds a whole matrix with coded scales that has nothing to be solved on", () => {
+    const { rows, writingOf } = writing({ scale_bits: 3 });
+    const coded = rows.filter((row) => isSolved(row) && row.scaleBits === 3);
     const all = writingOf(() => true), [{ name, shape, bytesBefore }] = coded as [PlanRow];
     // As stored, as float32 and as codes.
     const one = writingOf((own) => own !== name) - all;
@@ -379,6 +401,13 @@ describe("time of calibrated work", () => {
       expect(forecast / (counted.take().get("accumulate_moment")!.flops / 2)).toBeCloseTo(1, 9);
     });
   }
+
+  test("of a layer whose weights are rotated is that of a whole moment, whatever the blocks", () => {
+    using work = new TimedWork(kernels, small, checkpoint);
+    const form = { bits: 2, groupSize: 0, zeroPoint: "real", codes: "trellis", scaleBits: 0 } as const;
+    const how = { form, solver: "best", settings: solverSettings(configOf({})) } as const;
+    expect(work.solving(32, 64, 32, how)).toBe(work.solving(32, 64, 64, how));
+  });
 
   test("solves in blocks as they were saved", () => {
     const config = chooseSolver(checkpoint, configOf({ solver: "best", calibration_mode: "once" }));

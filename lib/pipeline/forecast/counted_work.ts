@@ -75,12 +75,13 @@ const rowsOf = ({ weights: { rows }, experts = 1 }: LinearLayer): number[] =>
   Array.from({ length: experts }, () => rows / experts);
 
 /**
- * Arrays as large as a moment beside it and its factor: for trellis codes a factor in the order of the
- * columns, and the moment of rotated inputs.
+ * Bytes beside a moment and its factor: for trellis codes a factor in the order of the columns, for rotated
+ * weights that and the moment of rotated inputs, both of all columns.
  */
-const ownOrders = (forms: readonly WeightFormat[]): number =>
-  (forms.some(({ codes }) => codes === "trellis") ? 1 : 0) +
-  (forms.some(({ scaleBits }) => scaleBits === ROTATED_SCALE_BITS) ? 1 : 0);
+const ownOrderBytes = (forms: readonly WeightFormat[], cols: number, block: number): number => {
+  if (forms.some(({ scaleBits }) => scaleBits === ROTATED_SCALE_BITS)) return 8 * cols ** 2;
+  return forms.some(({ codes }) => codes === "trellis") ? 4 * cols * block : 0;
+};
 
 /**
  * Seconds of summing up products of all positions, chunk by chunk.
@@ -265,7 +266,8 @@ export abstract class CountedWork {
       layers.flatMap(({ cols, rows, forms, block }, i) => [
         // Gathered; a layer that is alone in its stage adds to the stream.
         sumBytes * cols * (block * (corrects ? 2 : 1) + (corrects && rows.length === 1 ? rows[0]! : 0)),
-        4 * cols * block * ((corrects ? 3 : 2) + ownOrders(forms)) + most(rows) * cols * LAYER_BYTES +
+        4 * cols * block * (corrects ? 3 : 2) + ownOrderBytes(forms, cols, block) +
+        most(rows) * cols * LAYER_BYTES +
         (corrects ? 4 * cols * rows.reduce((a, b) => a + b, 0) : 0) + Math.max(0, stays - ready[i]!),
       ]),
     );
@@ -332,7 +334,7 @@ export abstract class CountedWork {
       bytes: pass.statesBytes + Math.max(pass.bytes, probe.bytes) + 3 * probe.statesBytes + most(gathered) +
         most(
           layers.map(({ cols, rows, forms, block }) =>
-            4 * cols * block * (2 + ownOrders(forms)) + most(rows) * cols * LAYER_BYTES
+            8 * cols * block + ownOrderBytes(forms, cols, block) + most(rows) * cols * LAYER_BYTES
           ),
         ),
       statesBytes: 0,
@@ -364,11 +366,14 @@ export abstract class CountedWork {
       bytes: Math.min(this.solvedBytes(config), this.packedBytes) + this.tableBytes +
         // Coded scales share a grid: a matrix that was not solved is in memory as a whole, and a rotated one.
         most(
-          rows.map((row) =>
-            !(row.scaleBits === CODED_SCALE_BITS && !isOwn(row)) && row.scaleBits !== ROTATED_SCALE_BITS
-              ? 0
-              : row.bytesBefore + elementCount(row.shape)! * LAYER_BYTES
-          ),
+          rows.map((row) => {
+            const isCoded = row.scaleBits === CODED_SCALE_BITS,
+              isRotated = row.scaleBits === ROTATED_SCALE_BITS;
+            if (!isRotated && (!isCoded || isOwn(row))) return 0;
+            const { rows: height, cols } = matrixSizes(row.shape);
+            return row.bytesBefore + height * cols * LAYER_BYTES +
+              (isOwn(row) ? 0 : ownOrderBytes([formatOf(row)], cols, 1));
+          }),
         ),
       statesBytes: 0,
       seconds: (timed) =>

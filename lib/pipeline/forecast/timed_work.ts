@@ -12,7 +12,7 @@ import { RandomStream } from "../../models/random.ts";
 import type { Kernels } from "../../native/mod.ts";
 import { giveBack } from "../../quant/array_memory.ts";
 import { packedErrorStatistics, quantize, quantizeByWeights, type WeightSolver } from "../../quant/mod.ts";
-import type { WeightFormat } from "../../quant/packed/layout.ts";
+import { ROTATED_SCALE_BITS, type WeightFormat } from "../../quant/packed/layout.ts";
 import { settingsFor } from "../../quant/solvers/effort.ts";
 import { type FactoredMoment, factorMoments } from "../../quant/solvers/factored_moment.ts";
 import { MomentSums } from "../../quant/solvers/moment_sums.ts";
@@ -35,6 +35,8 @@ const SHORT_SECONDS = 0.3;
 const MOST_TIMES = 9, ENOUGH_SECONDS = 0.05;
 /** Weights that are packed, and bytes that are hashed, to be timed. */
 const PACKED = { rows: 256, cols: 2048 }, HASHED_BYTES = 2 ** 22;
+/** Those of trellis codes, and rotated ones: rows enough that rotating and factoring a moment is little. */
+const PACKED_TRELLIS = { rows: 32, cols: 2048 }, PACKED_ROTATED = { rows: 128, cols: 1024 };
 /** Bytes that are read to be timed, at most. */
 const READ_BYTES = 2 ** 24;
 /** Numbers that are copied to be timed. */
@@ -183,7 +185,9 @@ export class TimedWork implements Disposable {
     },
   ): number {
     if (block === 1) return this.packing(rows * cols, "clip", form); // weighed by the diagonal
-    const own = Math.min(block, PROBE.cols), settings = settingsFor(asked, { rows, cols, block });
+    const settings = settingsFor(asked, { rows, cols, block });
+    if (form.scaleBits === ROTATED_SCALE_BITS) block = cols; // a rotation mixes the columns of several blocks
+    const own = Math.min(block, PROBE.cols);
     // Narrow blocks are solved side by side, as in the layer: each call has fixed costs.
     const blocks = own % leastBlock(form) === 0 ? Math.floor(Math.min(cols, PROBE.cols) / own) : 1;
     const ofRows = (count: number, width: number) =>
@@ -267,7 +271,8 @@ export class TimedWork implements Disposable {
 
   /** Seconds of packing so many weights with a solver of weights alone, or of measuring their error alone. */
   packing(weights: number, how: WeightSolver | "measure", form: WeightFormat): number {
-    const { cols } = PACKED, rows = form.codes === "trellis" ? PACKED.rows / 8 : PACKED.rows;
+    const isRotated = form.scaleBits === ROTATED_SCALE_BITS;
+    const { rows, cols } = form.codes !== "trellis" ? PACKED : isRotated ? PACKED_ROTATED : PACKED_TRELLIS;
     const seconds = this.#once(JSON.stringify([how, form]), () => {
       const data = new Float32Array(rows * cols);
       new RandomStream(3).fillNormal(data);
