@@ -62,7 +62,8 @@ struct token_codes {
 struct product {
   aq_weights_view m; /* its layout alone without columns */
   token_codes x;
-  size_t tokens, segment; /* columns of a segment */
+  size_t tokens, segment; /* columns of a segment: a power of two, of this exponent */
+  int segment_bits;
   const float *bias;
   float *out;
 };
@@ -104,7 +105,7 @@ static __global__ void __launch_bounds__(AQ_BLOCK) multiply_few(product p) {
       const size_t chunk = base + lane, begin = chunk * AQ_CHUNK;
       const size_t n = chunk < layout.chunks ? aq_smaller(AQ_CHUNK, layout.cols - begin) : 0;
       const chunk_bytes w = weight_bytes(p.m, row, chunk, n);
-      const size_t segment = chunk / lanes, from = segment * p.segment;
+      const size_t segment = begin >> p.segment_bits, from = segment << p.segment_bits;
       const bool is_there = from < layout.cols;
       const size_t columns = is_there ? aq_smaller(p.segment, layout.cols - from) : 0;
       const row_grid grid = is_there ? grid_of(p.m, row, segment) : row_grid{0.0f, 0.0f};
@@ -144,7 +145,7 @@ struct tile_sums {
 
 /* The terms of the segment that ends before column `end`. */
 AQ_DEVICE void end_segment(const product &p, const tile_sums &sums, size_t row, size_t token, size_t end, float totals[OWN][OWN]) {
-  const size_t segment = (end - 1) / p.segment, n = end - segment * p.segment;
+  const size_t segment = (end - 1) >> p.segment_bits, n = end - (segment << p.segment_bits);
 #pragma unroll
   for (size_t i = 0; i < OWN; i++) {
     if (row + 16 * i >= p.m.layout.rows) break;
@@ -202,7 +203,7 @@ static __global__ void __launch_bounds__(AQ_BLOCK) multiply_many(product p) {
             for (size_t j = 0; j < OWN; j++) sums.products[i][j] = __dp4a(own_x[j], own_w[i], sums.products[i][j]);
         }
         const size_t end = aq_smaller(col + begin + run, layout.cols);
-        if (end % p.segment != 0 && end < layout.cols) continue;
+        if ((end & (p.segment - 1)) != 0 && end < layout.cols) continue;
         end_segment(p, sums, row + own_row, token + own_token, end, totals);
         sums = {};
       }
@@ -232,6 +233,7 @@ int32_t aq_cuda_linear_packed_int8(aq_cuda_buffer codes, aq_cuda_buffer x_scale,
          aq_cuda_view<int32_t>(x_zero_point, tokens, on, &status)};
   p.tokens = tokens;
   p.segment = p.m.layout.groups == 1 || cols == 0 ? AQ_SEGMENT : p.m.layout.group_size;
+  while ((size_t)1 << p.segment_bits < p.segment) p.segment_bits++;
   p.bias = aq_cuda_optional(bias, rows, on, &status);
   p.out = aq_cuda_view<float>(out, tokens * rows, on, &status);
   if (status != AQ_OK) return status;

@@ -94,6 +94,25 @@ static void bench_linear(size_t tokens, size_t rows, size_t cols, const bench_bu
   }
 }
 
+/* 8-bit activations: they are rounded, then multiplied with packed weights. */
+static void bench_int8(size_t tokens, size_t rows, size_t cols, const bench_buffer &x, const bench_buffer &out) {
+  const double n = (double)rows * (double)cols, values = (double)tokens * (double)cols;
+  char what[80];
+  const bench_buffer weights(rows * cols / 2, repeated(0.1f)), halves(rows * cols / 64 * 2, constants<uint16_t>(0x2c00));
+  const bench_buffer codes(tokens * cols), scale(tokens * 4), zero(tokens * 4);
+  snprintf(what, sizeof what, "activations to 8 bits, %zu tokens of %zu", tokens, cols);
+  bench(what, 5.0 * values, 0, [&] {
+    return aq_cuda_quantize_activations(x.handle, tokens, cols, 8, AQ_ACTIVATIONS_PER_TOKEN, codes.handle, scale.handle, zero.handle, stream);
+  });
+  for (int32_t bits : {4, 2}) {
+    snprintf(what, sizeof what, "8-bit linear, %zu tokens, %zu x %zu, %d bits", tokens, rows, cols, (int)bits);
+    bench(what, n * bits / 8 + n / 64 * 4 + values, 2.0 * n * (double)tokens, [&] {
+      return aq_cuda_linear_packed_int8(codes.handle, scale.handle, zero.handle, tokens, weights.handle, halves.handle, halves.handle, 0, rows,
+                                        cols, bits, 64, out.handle, stream);
+    });
+  }
+}
+
 static void bench_solver(size_t n, size_t tokens) {
   const double square = (double)n * (double)n, cube = square * (double)n;
   const bench_buffer x(tokens * n * 4, repeated(1.0f)), moment(n * n * 4), other(n * n * 4, repeated(0.1f)), pivots(n * 4, constants(1.0f));
@@ -148,6 +167,12 @@ static void bench_quantizing(size_t rows, size_t cols) {
     return aq_cuda_quantize_clip(w.handle, AQ_BF16, rows, cols, 4, 64, AQ_ZERO_POINT_REAL, 0, packed.handle, scale.handle, zero.handle, stream);
   });
   print_goal("clip search, 10^9 weights a second", rate / moved * n * 1e-9, 20);
+  const bench_buffer sub_scale(rows * cols / 16), sub_min(rows * cols / 16), super_scale(rows * cols / 256 * 2 + rows * 2),
+      super_min(rows * cols / 256 * 2 + rows * 2);
+  bench("quantize, symmetric two levels, 3 bits", (2 + 3.0 / 8) * n + n / 8 + n / 64, 0, [&] {
+    return aq_cuda_quantize_symmetric_levels(w.handle, AQ_BF16, 0, 0, rows, cols, 3, 16, 8, packed.handle, sub_scale.handle, sub_min.handle,
+                                             super_scale.handle, super_min.handle, stream);
+  });
 }
 
 static void bench_dequantizing(size_t rows, size_t cols) {
@@ -193,6 +218,7 @@ static void run_bench(bool small) {
     for (size_t count : {(size_t)1, small ? (size_t)8 : (size_t)256, tokens}) {
       bench_linear(count, inner, width, x, out);
       bench_cublas(count, inner, width);
+      bench_int8(count, inner, width, x, out);
     }
     const double n = (double)tokens * (double)heads * 128;
     bench("attention", 8.0 * n, 4.0 * n * (double)tokens, [&] {
