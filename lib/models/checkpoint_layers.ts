@@ -29,7 +29,7 @@ export function checkpointLayers(
   const stages = groups.map((names, block): Stage => ({
     block,
     layers: names.map((name) => {
-      const { weights } = tensors.table(name),
+      const { weights } = tensors.matrix(name),
         [experts = 1, ...shape] = checkpoint.tensors.get(name)!.info.shape;
       return shape.length === 2
         ? { name, weights: flattened(weights as DenseMatrix, experts, shape), bias: undefined, experts }

@@ -1,7 +1,7 @@
 /** What a tensor of a plan costs, from names, shapes and settings alone: the same on every machine. */
 import { chooseMoment } from "../calibration/moment_structure.ts";
 import type { ConfigInForce } from "../config/mod.ts";
-import { CALIBRATED_SOLVERS, OFFSET_BITS } from "../config/names.ts";
+import { CALIBRATED_SOLVERS } from "../config/names.ts";
 import { formatOf, isTokenTable, type PlanRow } from "../plan/plan.ts";
 import {
   FEEDBACK_PASSES,
@@ -52,7 +52,7 @@ export function layerCost(config: ConfigInForce, row: PlanRow): number {
     ? trellisPasses(stepsOf(steps, row.bits!), {
       bits: row.bits!,
       block,
-      isCoded: row.scaleBits !== OFFSET_BITS,
+      scaleBits: row.scaleBits,
     })
     : passesOf(config, steps, row.bits!);
   // Its moment is factored for it as well.

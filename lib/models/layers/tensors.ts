@@ -4,7 +4,7 @@
  */
 import { CheckpointError } from "../../errors.ts";
 import type { Kernels } from "../../native/mod.ts";
-import { packedByteLength, packedRows, readArrays } from "../../quant/packed/layout.ts";
+import { isRotated, packedByteLength, packedRows, readArrays } from "../../quant/packed/layout.ts";
 import { giveBack } from "../../quant/array_memory.ts";
 import { convertFloats, dequantize, type PackedTensor } from "../../quant/mod.ts";
 import { type PackedLayer, packedLayers, readPackedTensor } from "../../quant/packed/checkpoint.ts";
@@ -209,11 +209,22 @@ export class ModelTensors {
    * counts as one: `[rows, …]` is flattened.
    */
   linear(name: string, hasBias: boolean): LinearLayer {
-    return { ...this.table(`${name}.weight`), bias: hasBias ? this.vector(`${name}.bias`) : undefined };
+    return { ...this.matrix(`${name}.weight`), bias: hasBias ? this.vector(`${name}.bias`) : undefined };
   }
 
-  /** A matrix whose rows are looked up. */
+  /** A matrix whose rows are looked up. @throws {CheckpointError} when they are rotated with each other */
   table(name: string): EmbeddingTable {
+    const table = this.matrix(name), { path } = this.#checkpoint, { weights } = table;
+    if (!("packed" in weights && isRotated(weights))) return table;
+    throw new CheckpointError(
+      `Cannot load ${shown(path)}: rows of ${shown(name)} are looked up and must not be rotated: ` +
+        "quantize with scale_bits 16",
+      { path, tensor: name },
+    );
+  }
+
+  /** A matrix as it is stored, under its name. */
+  matrix(name: string): EmbeddingTable {
     const other = this.#replaced.weights?.get(name);
     if (other !== undefined) {
       this.#bytes += packedByteLength(other);

@@ -391,6 +391,12 @@ function checkLayer(
       );
     }
   }
+  if (scaleBits === ROTATED_SCALE_BITS) {
+    const [scale] = halves(new Uint16Array(checkpoint.read(names.subScale!).buffer));
+    if (!(scale! >= 0 && scale! < Infinity)) {
+      throw fail(names.subScale!, `must hold a finite scale of at least 0, got ${scale}`);
+    }
+  }
   const used = new Set<string | undefined>(Object.values(names));
   const unused = [name, ...allPackedNames(name)].filter((part) => !used.has(part));
   for (const extra of unused) {

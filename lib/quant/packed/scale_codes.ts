@@ -22,7 +22,7 @@ export const isScaleGrid = (grid: ScaleGrid): boolean =>
   grid[0] > 0 && grid[1] >= 1 && gridScales(grid).every(Number.isFinite);
 
 /** The smallest half float above 0. */
-const TINY = 2 ** -24;
+export const TINY = 2 ** -24;
 
 /** The grid whose scales go from at most `least` to at least `most`, both 2⁻²⁴ or more. */
 export function gridOver(least: number, most: number): ScaleGrid {

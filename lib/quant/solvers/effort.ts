@@ -1,5 +1,5 @@
 /** How much work solvers do: what each step gains and costs is a table in docs/solvers.md. */
-import type { Effort } from "../../config/names.ts";
+import { type Effort, OFFSET_BITS, ROTATED_SCALE_BITS, type ScaleBits } from "../../config/names.ts";
 import type { SolverSettings } from "./settings.ts";
 
 /** What a layer's solution depends on, beside its target. */
@@ -72,16 +72,26 @@ export const searchMultiplyAdds = (bits: number): number => bits === 2 ? 16384 :
 /** Passes over a moment in which codes of a trellis descend and their scales are fitted. */
 const SETTLING_PASSES = 5;
 
-/**
- * Passes over a moment of blocks of so many columns, for each row, of solving for trellis codes; codes
- * descend once more where scales are coded or one.
- */
+/** Passes that fit one scale: two more objectives. */
+const ONE_SCALE_PASSES = 2;
+
+/** Passes behind a search: codes descend once more where scales are coded or one. */
+const settlingPasses = (scaleBits: ScaleBits | undefined): number =>
+  scaleBits === OFFSET_BITS
+    ? SETTLING_PASSES
+    : 2 * SETTLING_PASSES + (scaleBits === ROTATED_SCALE_BITS ? ONE_SCALE_PASSES : 0);
+
+/** Passes over a moment of blocks of so many columns, for each row, of solving for trellis codes. */
 export const trellisPasses = (
   { rounds, refinesEach }: Steps,
-  { bits, block, isCoded }: { readonly bits: number; readonly block: number; readonly isCoded: boolean },
+  { bits, block, scaleBits }: {
+    readonly bits: number;
+    readonly block: number;
+    readonly scaleBits: ScaleBits | undefined;
+  },
 ): number =>
   (refinesEach ? trellisRatios(bits).length : 1) * Math.max(1, rounds) *
-  (searchMultiplyAdds(bits) / block + FEEDBACK_PASSES + (isCoded ? 2 : 1) * SETTLING_PASSES);
+  (searchMultiplyAdds(bits) / block + FEEDBACK_PASSES + settlingPasses(scaleBits));
 
 /** Parts of the weights' deviation that scales of trellis codes start from, the best for most first. */
 export const trellisRatios = (bits: number): readonly number[] =>

@@ -80,6 +80,18 @@ export function narrowMoments(moments: InputMoments, block: number): InputMoment
   return { ...moments, block, second: narrow };
 }
 
+/** Whether a moment is a multiple of the unit matrix, which rotations leave as it is. */
+export function isUnitMoment(
+  { cols, block, moment }: { readonly cols: number; readonly block: number; readonly moment: Float32Array },
+): boolean {
+  for (const { cols: own, at } of momentBlocks(cols, block)) {
+    for (let k = 0; k < own * own; k++) {
+      if (moment[at + k] !== (k % (own + 1) === 0 ? moment[0] : 0)) return false;
+    }
+  }
+  return true;
+}
+
 /** Weight of each column by itself: the moment's diagonal. */
 export function diagonalOf(
   moment: Float32Array | Float64Array,

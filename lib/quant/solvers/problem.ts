@@ -1,8 +1,9 @@
 /** A layer to solve, as every solver and every step of one takes it. */
 import { checkArray, checkCounts } from "../../native/call.ts";
 import type { Kernels } from "../../native/mod.ts";
-import { checkFormat, SUPERBLOCK_SIZE, type WeightFormat } from "../packed/layout.ts";
+import { checkFormat, ROTATED_SCALE_BITS, SUPERBLOCK_SIZE, type WeightFormat } from "../packed/layout.ts";
 import { checkMoment, type FactoredMoment } from "./factored_moment.ts";
+import { isUnitMoment } from "./moments.ts";
 
 /** A layer to solve. */
 export interface LayerProblem extends WeightFormat {
@@ -35,6 +36,9 @@ export const leastBlock = (
 ): number =>
   scaleBits === undefined || codes === "trellis" ? Math.max(WORD_COLUMNS, groupSize) : SUPERBLOCK_SIZE;
 
+/** Most columns whose moment is rotated, which takes all of it: 256 MiB. */
+const MAX_ROTATED_COLS = 8192;
+
 /** Throws unless every argument has the right type, shape and value. */
 export function checkProblem(doing: string, problem: LayerProblem): void {
   const { weights, rows, cols, moment } = problem;
@@ -43,6 +47,12 @@ export function checkProblem(doing: string, problem: LayerProblem): void {
   checkFormat(doing, problem);
   if (moment === undefined) return;
   checkMoment(doing, moment, cols);
+  if (problem.scaleBits === ROTATED_SCALE_BITS && cols > MAX_ROTATED_COLS && !isUnitMoment(moment)) {
+    throw new RangeError(
+      `Cannot ${doing}: rotated weights must have at most ${MAX_ROTATED_COLS} columns, got ${cols}; ` +
+        "take scaleBits 16",
+    );
+  }
   const least = leastBlock(problem);
   if (moment.block < cols && moment.block % least !== 0) {
     throw new RangeError(

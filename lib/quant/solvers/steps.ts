@@ -60,8 +60,8 @@ export function clipped(problem: Problem): PackedTensor {
   return quantize(kernels, { data, dtype: "F32" }, rows, cols, options);
 }
 
-/** Scale of a group whose weights are all its offset: any code stands for it. */
-const NO_SCALE = 2 ** -60;
+/** Scale of a group whose weights are all its offset: any code stands for it, and a half float of it is 0. */
+export const NO_SCALE = 2 ** -60;
 
 /** Scales and zero points of a packed tensor. */
 export function scalesOf(tensor: PackedTensor): GroupScales {

@@ -27,6 +27,7 @@ import {
   nearestScale,
   type ScaleGrid,
   scalesBeside,
+  TINY,
 } from "../packed/scale_codes.ts";
 import { quantize, type WeightSolver } from "../quantize.ts";
 import type { Weights } from "../weights.ts";
@@ -35,7 +36,7 @@ import { factorMoments, inOwnOrder, workspace } from "./factored_moment.ts";
 import { checkProblem, type MomentProblem } from "./problem.ts";
 import { rotated, ROTATION_SEED, rowLosses } from "./rotated.ts";
 import type { Solution } from "./settings.ts";
-import { type Candidate, inParts, keepBetterRows, total } from "./steps.ts";
+import { type Candidate, inParts, keepBetterRows, NO_SCALE, total } from "./steps.ts";
 
 /** Deviation of numbers that a table's levels are made for, by bits; feedback's targets are wider. */
 const TABLE_DEVIATIONS: Readonly<Record<number, number>> = { 2: 24.5 / 32, 3: 20.08 / 32 };
@@ -57,21 +58,34 @@ function tableOf(kernels: Kernels, bits: number): Float32Array<ArrayBuffer> {
 
 type Lines = Pick<Candidate, "scale" | "zeroPoint">;
 
+/** Weights of group i, counted over all rows. */
+function groupWeights({ weights, cols, groupSize }: MomentProblem, i: number): Float32Array {
+  const groups = groupCount(cols, groupSize), size = groupSize === 0 ? cols : groupSize;
+  const begin = i % groups * size, at = Math.floor(i / groups) * cols + begin;
+  return weights.subarray(at, at + Math.min(size, cols - begin));
+}
+
+/** A problem whose rows are one after the other in a single one, as they have one scale. */
+const asOneRow = (problem: MomentProblem): MomentProblem => ({
+  ...problem,
+  rows: 1,
+  cols: problem.rows * problem.cols,
+});
+
 /** Scales and offsets of each group from the mean and the deviation of its weights, as half floats. */
 function startLines(problem: MomentProblem, ratio: number): Lines {
-  const { weights, rows, cols, bits, groupSize, scaleBits } = problem, hasOffset = scaleBits === OFFSET_BITS;
-  const groups = groupCount(cols, groupSize), size = groupSize === 0 ? cols : groupSize;
+  const { rows, cols, bits, groupSize, scaleBits } = problem, hasOffset = scaleBits === OFFSET_BITS;
+  const groups = groupCount(cols, groupSize);
   const scale = new Float32Array(rows * groups), zeroPoint = new Float32Array(rows * groups);
   for (let i = 0; i < scale.length; i++) {
-    const begin = i % groups * size, at = Math.floor(i / groups) * cols + begin;
-    const own = weights.subarray(at, at + Math.min(size, cols - begin));
+    const own = groupWeights(problem, i);
     let sum = 0, squares = 0;
     for (const weight of own) sum += weight;
     const mean = hasOffset ? sum / own.length : 0;
     for (const weight of own) squares += (weight - mean) ** 2;
     const wanted = ratio * Math.sqrt(squares / own.length) / TABLE_DEVIATIONS[bits]!;
     // A group of equal weights needs levels for what the half float of its mean leaves.
-    scale[i] = Math.f16round(Math.max(wanted, Math.abs(mean) * 2 ** -12, 2 ** -24));
+    scale[i] = Math.f16round(Math.max(wanted, Math.abs(mean) * 2 ** -12, TINY));
     zeroPoint[i] = Math.f16round(mean);
     if (Number.isFinite(scale[i]!) && Number.isFinite(zeroPoint[i]!)) continue;
     const isFinite = own.every(Number.isFinite);
@@ -91,7 +105,7 @@ function gridOf(problem: MomentProblem): ScaleGrid {
   const starts = startLines(problem, 1).scale.toSorted(), ratios = trellisRatios(problem.bits);
   const least = Math.max(starts[0]!, starts[starts.length >> 1]! * LEAST_SCALE) * Math.min(...ratios);
   const most = Math.min(Math.max(starts.at(-1)! * Math.max(...ratios), least), MOST_SCALE);
-  return gridOver(Math.min(Math.max(least, 2 ** -24), most), most);
+  return gridOver(Math.min(Math.max(least, TINY), most), most);
 }
 
 /** Most squared error as a multiple of that with half floats, of a row and in the mean of rows. */
@@ -169,9 +183,8 @@ function prepared(problem: MomentProblem): Prepared {
 
 /** Scales and offsets to search from. */
 function startOf({ problem, grid, rotationSeed }: Prepared, ratio: number): Lines {
-  const { rows, cols } = problem;
   if (rotationSeed !== undefined) {
-    const { scale: [one] } = startLines({ ...problem, rows: 1, cols: rows * cols }, ratio);
+    const { rows } = problem, { scale: [one] } = startLines(asOneRow(problem), ratio);
     return { scale: new Float32Array(rows).fill(one!), zeroPoint: new Float32Array(rows) };
   }
   const lines = startLines(problem, ratio);
@@ -265,14 +278,62 @@ function fitOneScale(problem: MomentProblem, { codes, scale, zeroPoint, objectiv
   if (best > 0 && best < Infinity) scale.fill(best);
 }
 
+/** Behind a search: codes descend on the best scales of a grid, in place; the first ones choose the grid. */
+function settleOnGrid(
+  problem: MomentProblem,
+  candidate: Candidate,
+  refit: boolean,
+  start: ScaleGrid,
+  chosen: ScaleGrid | undefined,
+): ScaleGrid {
+  settle(problem, candidate, refit ? "scales" : "nothing");
+  const grid = chosen ?? gridFor(problem, candidate, start);
+  toGrid(candidate, grid);
+  settle(problem, candidate, "nothing");
+  return grid;
+}
+
+/** Behind a search: codes descend, and once more on the one scale that fits them best, in place. */
+function settleOneScale(problem: MomentProblem, candidate: Candidate, refit: boolean): void {
+  settle(problem, candidate, "nothing");
+  if (!refit) return;
+  fitOneScale(problem, candidate);
+  settle(problem, candidate, "nothing");
+}
+
+/**
+ * A candidate with zeros for groups of weights that are smaller than any half float, which no scale fits;
+ * undefined without such groups.
+ */
+function withZeros(problem: MomentProblem, best: Candidate, isOne: boolean): Candidate | undefined {
+  const layer = isOne ? asOneRow(problem) : problem,
+    count = layer.rows * groupCount(layer.cols, layer.groupSize);
+  const scales = best.scale.length / count, scale = best.scale.slice(), zeroPoint = best.zeroPoint.slice();
+  const isTiny = (weights: Float32Array) =>
+    weights.reduce((sum, weight) => sum + weight ** 2, 0) < weights.length * TINY ** 2;
+  let found = 0;
+  for (let i = 0; i < count; i++) {
+    if (!isTiny(groupWeights(layer, i))) continue;
+    scale.fill(NO_SCALE, i * scales, (i + 1) * scales);
+    zeroPoint.fill(0, i * scales, (i + 1) * scales);
+    found++;
+  }
+  if (found === 0) return undefined;
+  const zeros = { codes: best.codes, scale, zeroPoint, objective: best.objective.slice() };
+  settle({ ...problem, onShare: undefined }, zeros, "nothing", 0);
+  return zeros;
+}
+
 /**
  * Searches, fits scales and offsets and descends over codes, as often as the steps have rounds; each row
  * keeps the best of all passes and starts, or all rows together where they have one scale. The scales that
  * the first pass fits choose the grid of coded ones; on a grid passes from the third on start beside the best
  * scales, as from the same ones they would find the same again. Where fewer scales than half floats lose too
- * much the tensor has half floats, and neither `scaleGrid` nor `rotationSeed`.
+ * much the tensor has half floats, and neither `scaleGrid` nor `rotationSeed`. Tiny weights are never worse
+ * than zeros.
  */
-export function solveTrellis(asked: MomentProblem, { refinesEach, rounds, refit }: Steps): Solution {
+export function solveTrellis(asked: MomentProblem, steps: Steps): Solution {
+  const { refinesEach, rounds, refit } = steps;
   const start = prepared(asked), { problem, rotationSeed } = start, isOne = rotationSeed !== undefined;
   const own = inOwnOrder(problem.kernels, problem.moment), passes = Math.max(1, rounds);
   const all = trellisRatios(problem.bits),
@@ -297,20 +358,21 @@ export function solveTrellis(asked: MomentProblem, { refinesEach, rounds, refit 
       }
       const candidate = searchFrom(part(0.8), own, lines);
       if (done === 0) firstObjective = total(candidate.objective);
-      const refitted = isOne ? "nothing" : start.grid === undefined ? "lines" : "scales";
-      settle(part(1), candidate, refit ? refitted : "nothing");
-      if (start.grid !== undefined) {
-        grid ??= gridFor(problem, candidate, start.grid);
-        toGrid(candidate, grid);
-        settle(part(1), candidate, "nothing");
-      } else if (isOne && refit) {
-        fitOneScale(problem, candidate);
-        settle(part(1), candidate, "nothing");
-      }
+      if (isOne) settleOneScale(part(1), candidate, refit);
+      else if (start.grid !== undefined) grid = settleOnGrid(part(1), candidate, refit, start.grid, grid);
+      else settle(part(1), candidate, refit ? "lines" : "nothing");
       found = better(found, candidate);
       lines = found;
     }
     best = better(best, found!);
+  }
+  const zeros = withZeros(problem, best!, isOne);
+  if (zeros !== undefined) {
+    // no grid has a scale of 0
+    if (start.grid !== undefined) {
+      return solveTrellis({ ...asked, scaleBits: OFFSET_BITS, onShare: undefined }, steps);
+    }
+    best = better(best, zeros);
   }
   return {
     tensor: packedTrellis({ ...start, grid }, best!),

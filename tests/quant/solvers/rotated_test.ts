@@ -3,10 +3,11 @@ import { afterAll, describe, expect, test } from "bun:test";
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { resolveConfig } from "../../../lib/config/mod.ts";
-import { InterruptedError } from "../../../lib/errors.ts";
+import { FormatError, InterruptedError } from "../../../lib/errors.ts";
 import { RefinableLinear } from "../../../lib/models/backward/linear.ts";
 import { takesIntegers } from "../../../lib/models/layers/int8.ts";
 import { linear } from "../../../lib/models/layers/linear.ts";
+import { loadModel } from "../../../lib/models/mod.ts";
 import * as call from "../../../lib/native/functions.ts";
 import { openKernels } from "../../../lib/native/mod.ts";
 import {
@@ -30,6 +31,7 @@ import {
   solveLayer,
   type TwoLevelTensor,
 } from "../../../lib/quant/mod.ts";
+import { rotateMatrix } from "../../../lib/quant/rotation.ts";
 import { openCheckpoint, SafetensorsWriter } from "../../../lib/tensor/mod.ts";
 import { differences, gaussian, matrix, workplace, writeCheckpoint } from "../../_checkpoints.ts";
 import { allInt8Kernels, gaussians } from "../../_kernels.ts";
@@ -125,6 +127,17 @@ test("a rotation of many rows is the same on several threads", async () => {
   expect(other).toEqual(out);
 });
 
+test("a matrix is rotated to the same bytes in parts, where WebAssembly gets it in several", async () => {
+  const rows = 4096 + 64, cols = 1056, wasm = await openKernels({ backend: "wasm" });
+  const own = gaussians(2, rows * cols), other = own.slice();
+  for (const direction of ["forth", "back"] as const) {
+    rotateMatrix(kernels, own, rows, cols, 3, direction);
+    rotateMatrix(wasm, other, rows, cols, 3, direction);
+    expect(Buffer.compare(Buffer.from(own.buffer), Buffer.from(other.buffer))).toBe(0);
+  }
+  wasm.close();
+});
+
 describe("rotated trellis codes", () => {
   const ROWS = 48, COLS = 64, weights = gaussians(1, ROWS * COLS), moment = momentOf(COLS);
   const problem = { weights, rows: ROWS, cols: COLS, moment, ...FORMAT };
@@ -185,6 +198,49 @@ describe("rotated trellis codes", () => {
     expect(solve((weight, row) => row % 16 === 0 ? weight / 50 : weight).rotationSeed).toBeUndefined();
     expect(solve((weight, row) => row === 0 ? 0 : weight).rotationSeed).toBeUndefined();
     expect(solve((weight, row) => row < 16 ? weight / 50 : weight).rotationSeed).toBeDefined(); // a block
+  });
+
+  test("have half floats where means of rows would cost more than a small factor", () => {
+    const rowMeans = gaussians(5, ROWS), found: boolean[] = [];
+    for (const mean of [0, 0.5, 0.8, 1, 2, 4, 8]) {
+      for (const shift of [() => mean, (row: number) => mean * rowMeans[row]!]) {
+        const shifted = weights.map((weight, i) => weight + shift(Math.floor(i / COLS)));
+        const own = solveLayer(kernels, "best", { ...problem, weights: shifted });
+        const half = solveLayer(kernels, "best", { ...problem, weights: shifted, scaleBits: 16 });
+        expect([mean, own.objective / half.objective < 5]).toEqual([mean, true]);
+        found.push((own.tensor as TwoLevelTensor).rotationSeed !== undefined);
+      }
+    }
+    expect(found.slice(0, 4)).toEqual([true, true, true, true]);
+    expect(found.slice(-6)).toEqual([false, false, false, false, false, false]);
+  });
+
+  test("have a moment of at most 8192 columns, which a multiple of the unit need not be rotated for", () => {
+    const cols = 16_384, long = gaussians(6, cols);
+    const alone = quantizeByWeights(kernels, { data: long, dtype: "F32" }, 1, cols, {
+      ...FORMAT,
+      solver: "clip",
+    });
+    expect((alone as TwoLevelTensor).rotationSeed).toBeDefined();
+    const moments = emptyMoments(cols, 32);
+    for (let k = 0; k < moments.second.length; k += 33) moments.second[k] = 1 + k % 2;
+    moments.tokens = moments.weight = 2;
+    const wide = { ...FORMAT, weights: long, rows: 1, cols, moment: factorMoments(kernels, moments) };
+    expect(() => solveLayer(kernels, "best", wide)).toThrow(
+      "rotated weights must have at most 8192 columns, got 16384; take scaleBits 16",
+    );
+  });
+
+  test("are refused for a table of tokens, whose rows are looked up, when it is loaded", () => {
+    const zeros = { data: new Float32Array(35 * 64), dtype: "F32" } as const;
+    const name = "model.embed_tokens.weight";
+    const weights = new Map([[
+      name,
+      quantizeByWeights(kernels, zeros, 35, 64, { ...FORMAT, solver: "clip" }),
+    ]]);
+    expect(() => loadModel("tests/models/dream-mini", kernels, { weights })).toThrow(
+      /embed_tokens.*must not be rotated: quantize with scale_bits 16/,
+    );
   });
 
   test("belong together, and are not refined", () => {
@@ -249,6 +305,26 @@ describe("rotated trellis codes", () => {
       using broken = openCheckpoint(output);
       expect(() => packedLayers(broken)).toThrow(message);
     }
+  });
+
+  test("are refused with a scale that is negative or not finite", async () => {
+    const name = "model.layers.0.mlp.up_proj.weight", output = place.fresh();
+    const input = writeCheckpoint(place.fresh(), { [name]: matrix(32, 64, gaussian(32 * 64, 2)) });
+    const { config } = resolveConfig({ overrides: { codes: "trellis", bit_width: 2, scale_bits: 0 } });
+    await quantizeCheckpoint({ kernels, input, output, config });
+    const file = join(output, "model.safetensors"), bytes = readFileSync(file);
+    const data = 8 + bytes.readUInt32LE(0), header = JSON.parse(bytes.toString("utf8", 8, data));
+    const layersWith = (half: number) => {
+      bytes.writeUInt16LE(half, data + header[`${name}_scale`].data_offsets[0]);
+      writeFileSync(file, bytes);
+      using checkpoint = openCheckpoint(output);
+      return packedLayers(checkpoint);
+    };
+    for (const [half, got] of [[0x7c00, "Infinity"], [0x7e00, "NaN"], [0xbc00, "-1"]] as const) {
+      expect(() => layersWith(half)).toThrow(`must hold a finite scale of at least 0, got ${got}`);
+      expect(() => layersWith(half)).toThrow(FormatError);
+    }
+    expect(layersWith(0).size).toBe(1);
   });
 
   test("are planned where rows are short and a power of two divides both sides", async () => {

@@ -242,6 +242,39 @@ describe("trellis codes", () => {
     for (const bad of [NaN, Infinity]) expect(() => solve(far(1).fill(bad, 3, 4))).toThrow(WeightsError);
   });
 
+  test("are never worse than zeros where weights are tiny, and zeros where they are", () => {
+    const rows = 64, cols = 64, own = gaussians(8, rows * cols);
+    const formats = [
+      { scaleBits: 16, groupSize: 32 },
+      { scaleBits: 3, groupSize: 0 },
+      { scaleBits: 0, groupSize: 0 },
+    ] as const;
+    const errorOf = (weights: Float32Array, format: typeof formats[number], from = 0, to = rows) => {
+      const data = { data: weights, dtype: "F32" } as const;
+      const tensor = quantizeByWeights(kernels, data, rows, cols, {
+        ...{ bits: 2, zeroPoint: "real", codes: "trellis", solver: "clip" },
+        ...format,
+      });
+      const back = dequantize(kernels, tensor);
+      let errors = 0, squares = 0;
+      for (let i = from * cols; i < to * cols; i++) {
+        errors += (weights[i]! - back[i]!) ** 2;
+        squares += weights[i]! ** 2;
+      }
+      return { errors, squares };
+    };
+    for (const format of formats) {
+      for (const size of [1e-30, 1e-10, 1e-8, 3e-8, 1e-7]) {
+        const { errors, squares } = errorOf(own.map((weight) => weight * size), format);
+        expect([format, size, errors <= squares * 1.0001]).toEqual([format, size, true]);
+      }
+      expect(errorOf(new Float32Array(rows * cols), format).errors).toBe(0);
+    }
+    const mixed = own.map((weight, i) => i < cols ? weight * 1e-9 : weight); // one row
+    const { errors, squares } = errorOf(mixed, formats[0]!, 0, 1);
+    expect(errors).toBeLessThanOrEqual(squares * 1.0001);
+  });
+
   test("are refused in other forms", () => {
     const problem = { weights, rows: ROWS, cols: COLS, moment, ...format(0) };
     for (
