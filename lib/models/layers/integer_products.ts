@@ -22,6 +22,7 @@ import {
 } from "./int8.ts";
 import { type DenseMatrix, linear } from "./linear.ts";
 import type { LinearLayer } from "./tensors.ts";
+import { Workspace } from "./workspace.ts";
 
 type Floats = Float32Array<ArrayBuffer>;
 
@@ -35,6 +36,8 @@ export class IntegerProducts {
   #packed = new Uint32Array(0);
   #rowScales = new Uint16Array(0);
   #rowZeroPoints = new Uint16Array(0);
+  /** Scratch for rotated inputs. */
+  readonly #rotated = new Workspace();
   /** Whether plain weights are rounded to 8 bits whenever they are used, for integer products. */
   roundsWeights = false;
 
@@ -51,6 +54,7 @@ export class IntegerProducts {
     this.#scales = new Float32Array(0);
     this.#zeroPoints = new Int32Array(0);
     this.#views.clear();
+    this.#rotated.release();
     this.#packed = new Uint32Array(0);
     this.#rowScales = this.#rowZeroPoints = new Uint16Array(0);
   }
@@ -61,8 +65,13 @@ export class IntegerProducts {
     const rounded = this.roundsWeights && !("packed" in weights) ? this.#rounded(weights) : undefined;
     if (rounded !== undefined) this.multiply(layer, rounded, x, count, out);
     else if (this.activations === "f32" || !takesIntegers(weights)) {
-      linear(this.kernels, layer, x, count, out);
+      this.inFloats(layer, x, count, out);
     } else this.multiply(layer, weights, x, count, out);
+  }
+
+  /** A layer by products of float32. */
+  inFloats(layer: LinearLayer, x: Float32Array, count: number, out: Floats): void {
+    linear(this.kernels, layer, x, count, out, this.#rotated);
   }
 
   /** A layer by integer products. @throws {WeightsError} when its input is not finite */

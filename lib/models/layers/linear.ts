@@ -12,6 +12,7 @@ import {
 } from "../../quant/packed/layout.ts";
 import { restoreOutputs, rotateInputs } from "../../quant/rotation.ts";
 import { modulate } from "./elementwise.ts";
+import { Workspace } from "./workspace.ts";
 
 type Floats = Float32Array<ArrayBuffer>;
 
@@ -50,6 +51,7 @@ export interface Linear {
  *
  * **Shapes** `x: f32[tokens, cols]` → `f32[tokens, rows]`. `out` must not be `x`.
  *
+ * @param scratch for inputs of rotated weights, of this function alone
  * @throws {TypeError} when an array does not fit the sizes
  */
 export function linear(
@@ -58,6 +60,7 @@ export function linear(
   x: Float32Array,
   tokens: number,
   out: Floats = new Float32Array(tokens * weights.rows),
+  scratch?: Workspace,
 ): Floats {
   const doing = "apply a linear layer", { rows, cols } = weights;
   // one by one: this runs for every layer, and small layers show what a check costs
@@ -71,7 +74,7 @@ export function linear(
     native.linear(kernels, doing, x, tokens, data, DTYPE_NUMBERS[dtype], bias, rows, cols, out);
     return out;
   }
-  if (isRotated(weights)) return linearRotated(kernels, { weights, bias }, x, tokens, out);
+  if (isRotated(weights)) return linearRotated(kernels, { weights, bias }, x, tokens, out, scratch);
   const { packed, bits, groupSize } = weights;
   const sizes = [rows, cols, bits, groupSize] as const;
   if (weights.scaleBits === undefined) {
@@ -88,9 +91,6 @@ export function linear(
   return out;
 }
 
-/** Scratch for rotated inputs, and zeros, kept between calls and grown. */
-let inputs: Floats = new Float32Array(0), zeros: Floats = new Float32Array(0);
-
 /** Rotates the inputs, multiplies, takes the rotation of the outputs back and adds the bias. */
 function linearRotated(
   kernels: Kernels,
@@ -98,16 +98,15 @@ function linearRotated(
   x: Float32Array,
   tokens: number,
   out: Floats,
+  scratch = new Workspace(),
 ): Floats {
   const { rotationSeed, ...rotated } = weights, { rows, cols } = rotated;
-  if (inputs.length < tokens * cols) inputs = new Float32Array(tokens * cols);
-  const own = inputs.subarray(0, tokens * cols);
+  const own = scratch.take("rotated inputs", tokens * cols);
   rotateInputs(kernels, x, tokens, cols, rotationSeed, own);
   linear(kernels, { weights: rotated }, own, tokens, out);
   restoreOutputs(kernels, out, tokens, rows, rotationSeed);
   if (bias === undefined) return out;
-  if (zeros.length < rows) zeros = new Float32Array(rows);
-  const shift = { scale: zeros.subarray(0, rows), shift: bias };
+  const shift = { scale: scratch.take("zeros", rows), shift: bias }; // which nobody writes to
   modulate(kernels, out, shift, { batch: 1, tokens, cols: rows }, out);
   return out;
 }

@@ -14,7 +14,6 @@ import type { Kernels } from "../../native/mod.ts";
 import { modulate } from "./elementwise.ts";
 import { type IntegerWeights, takesIntegers } from "./int8.ts";
 import type { IntegerProducts } from "./integer_products.ts";
-import { linear } from "./linear.ts";
 import type { LinearLayer } from "./tensors.ts";
 import type { Workspace } from "./workspace.ts";
 
@@ -143,8 +142,9 @@ export class TimeAwareLayers {
   #run(prepared: Prepared, x: Float32Array, count: number, out: Floats): void {
     const { layer, gainLessOne, shift, grid, bits, integer, isPerToken } = prepared, kernels = this.#kernels;
     if (grid === undefined && !isPerToken) this.#products.linear(layer, x, count, out);
-    else if (integer === undefined) linear(kernels, layer, this.#rounded(prepared, x, count), count, out);
-    else this.#products.multiply(layer, integer, x, count, out, { bits, grid });
+    else if (integer === undefined) {
+      this.#products.inFloats(layer, this.#rounded(prepared, x, count), count, out);
+    } else this.#products.multiply(layer, integer, x, count, out, { bits, grid });
     if (gainLessOne !== undefined) {
       const shape = { batch: 1, tokens: count, cols: layer.weights.rows };
       modulate(kernels, out, { scale: gainLessOne, shift: shift! }, shape, out);
