@@ -74,6 +74,15 @@ describe("held weights", () => {
     expect([held.bytes, read]).toEqual([30, ["c", "d"]]);
   });
 
+  test("that are held already when they are wanted ahead were used last", () => {
+    const held = new HeldWeights(20), { read, take } = reader(held);
+    take("a", 10);
+    take("b", 10);
+    held.takeAhead("a", 10, () => {}, new Set());
+    for (const name of ["c", "a"]) take(name, 10);
+    expect(read).toEqual(["a", "b", "c"]);
+  });
+
   test("that cannot be read ahead say so when they are needed; other faults are told at once", () => {
     const held = new HeldWeights(30), path = "x";
     const failing = (error: Error) => () => {

@@ -6,11 +6,13 @@ import { HeldWeights, loadDream, modelFrom } from "../../lib/models/mod.ts";
 import { withCuda } from "../../lib/native/cuda/kernels.ts";
 import type { CudaKernels } from "../../lib/native/cuda/mod.ts";
 import { gatherRows } from "../../lib/native/functions.ts";
+import { type ComingArray, HOST_ARRAYS } from "../../lib/native/kernels.ts";
 import { type Kernels, openKernels } from "../../lib/native/mod.ts";
 import { quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
 import { DEFAULT_SOLVER_SETTINGS } from "../../lib/quant/solvers/settings.ts";
 import { solveModel } from "../../lib/solve/solve_model.ts";
 import { type Checkpoint, openCheckpoint } from "../../lib/tensor/mod.ts";
+import { equalTimeGroups, maskRatioAxis, TimeParameters } from "../../lib/time/mod.ts";
 import { workplace } from "../_checkpoints.ts";
 import { dreamCheckpoint, SMALL_LANGUAGE, store } from "../_models.ts";
 import { answered, device, LOST } from "./_cuda.ts";
@@ -239,6 +241,38 @@ describe("weights of the next block", () => {
 });
 
 describe("packed weights of a model that goes round", () => {
+  test("are those of the times in force", async () => {
+    const plain = store(place.fresh(), dreamCheckpoint({ ...SMALL_LANGUAGE, blocks: 3 })),
+      output = place.fresh();
+    const { config } = resolveConfig({ overrides: { solver: "round", bit_width: 4 } });
+    await quantizeCheckpoint({ input: plain, output, config, kernels: base });
+    const coming: (ArrayBufferView | undefined)[] = [];
+    const ahead = (_: number, own: Iterator<ComingArray>) => {
+      for (let next = own.next(); next.done !== true; next = own.next()) coming.push(next.value.array);
+    };
+    const kernels = { ...base, close() {}, arrays: { ...HOST_ARRAYS, ahead } };
+    const { name, weights } = loadDream(output, base).linearLayers.find(({ name }) => name === QUERY)!;
+    if (!("packed" in weights) || weights.scaleBits !== undefined) {
+      throw new Error("expected one level of scales");
+    }
+    const twice = (array: Uint16Array, other: number) =>
+      Uint16Array.of(...array, ...array.map((value) => value + other));
+    const weightScales = { scale: twice(weights.scale, 1), zeroPoint: twice(weights.zeroPoint!, 1) };
+    const groups = equalTimeGroups(maskRatioAxis(4), 2), layers = new Map([[name, { weightScales }]]);
+    const timeParameters = new TimeParameters(groups, layers, ""),
+      model = loadDream(output, kernels, { timeParameters });
+    const count = (scale: Uint16Array) => coming.filter((array) => String(array) === String(scale)).length;
+    const [first, second] = [0, 1].map((i) =>
+      weightScales.scale.subarray(i * weights.scale.length, (i + 1) * weights.scale.length)
+    );
+    const found = [0.2, 0.8, [0.2, 0.8]].map((t) => {
+      coming.length = 0;
+      model.forward(batch.inputIds, 2, { t });
+      return [count(first!), count(second!)];
+    });
+    expect(found).toEqual([[1, 0], [0, 1], [1, 1]]);
+  });
+
   test("stay on the device as far as there is room, and steps give the same logits", async () => {
     if (cuda === undefined) return;
     const plain = store(place.fresh(), dreamCheckpoint({ ...SMALL_LANGUAGE, blocks: 8 })),

@@ -34,13 +34,7 @@ export class HeldWeights {
    * another one once memory is read into again.
    */
   take(name: string, byteLength: number, read: ReadMatrix): Uint8Array<ArrayBuffer> {
-    const known = this.#held.get(name);
-    if (known !== undefined) {
-      this.#held.delete(name);
-      this.#held.set(name, known);
-      return known;
-    }
-    return this.#read(name, byteLength, read, this.#room(byteLength));
+    return this.#known(name) ?? this.#read(name, byteLength, read, this.#room(byteLength));
   }
 
   /**
@@ -55,7 +49,7 @@ export class HeldWeights {
     read: ReadMatrix,
     needed: ReadonlySet<string>,
   ): Uint8Array<ArrayBuffer> | undefined {
-    const known = this.#held.get(name);
+    const known = this.#known(name);
     if (known !== undefined) return known;
     const other = this.#fits(byteLength)
       ? undefined
@@ -67,6 +61,16 @@ export class HeldWeights {
       if (error instanceof CheckpointError || error instanceof FormatError) return undefined;
       throw error;
     }
+  }
+
+  /** One that is held; it was used last. */
+  #known(name: string): Uint8Array<ArrayBuffer> | undefined {
+    const known = this.#held.get(name);
+    if (known !== undefined) {
+      this.#held.delete(name);
+      this.#held.set(name, known);
+    }
+    return known;
   }
 
   /** @param memory of a matrix that was let go */

@@ -126,11 +126,15 @@ export abstract class LoadedWeights<Config, Parts> {
   ): Generator<ComingArray, void> {
     const blocks = this.#blocks ??= Map.groupBy(this.stages, ({ block }) => block);
     const layersOf = (stages: readonly Stage[] = []) =>
-      stages.flatMap(({ layers }) => layers.map((layer) => withWeights(layer, weights)));
+      stages.flatMap(({ layers }) => layers.flatMap((layer) => this.#inForce(layer, weights)));
     const after = block + 1, isInside = after < blocks.size - 1;
     const next = layersOf(isInside || isWhole ? blocks.get(after % blocks.size) : []);
     const needed = new Set([...layersOf(blocks.get(block)), ...next].map(({ name }) => name));
     yield* comingArrays(next, needed, isCopied);
+  }
+
+  #inForce(layer: LinearLayer, weights: PassOptions["weights"]): LinearLayer[] {
+    return this.timeAware?.selected(layer) ?? [withWeights(layer, weights)];
   }
 
   /** @param tokens of an item; default all rows of a layer's input in equal parts */

@@ -105,6 +105,13 @@ export class TimeAwareLayers {
     this.#items = items;
   }
 
+  /** A layer with the weights of the selected times, once for each that differ. */
+  selected(layer: LinearLayer): LinearLayer[] {
+    const prepared = this.#prepared.get(layer);
+    if (prepared === undefined) return [layer];
+    return [...new Set(Array.from(this.#bins.subarray(0, this.#items), (bin) => prepared[bin]!.layer))];
+  }
+
   /**
    * A linear layer at the selected times; rows of `x` belong to the items in equal parts, or row i to item
    * `⌊rows[i] / rowsOfItem⌋`.
