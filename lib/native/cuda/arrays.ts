@@ -118,9 +118,9 @@ export class DeviceArrays implements ArrayPlaces {
   /** Begins a copy where what the present block and the next one read leaves room; bytes that it takes. */
   #copyAhead(array: View): number {
     const constant = this.#constants.get(array), { count } = this.#block;
-    if (constant === undefined || this.#isTight || this.#fullAt === count) return 0;
+    if (constant === undefined || this.#isTight) return 0;
     this.#touch(constant, count + 1);
-    if (constant.buffer !== undefined) return 0;
+    if (constant.buffer !== undefined || this.#fullAt === count) return 0;
     const buffer = this.#borrowAhead(array.byteLength, constant);
     if (buffer === undefined) this.#fullAt = count;
     else this.#copy(array, constant, buffer);
