@@ -489,7 +489,8 @@ AQ_API int32_t aq_settle_trellis(const float *weights, size_t rows, size_t cols,
  *
  * sign(j) is -1 where the highest bit of the hash of j * 0x9e3779b1 + seed is set, in 32 bits: h ^= h >> 16;
  * h *= 0x85ebca6b; h ^= h >> 13; h *= 0xc2b2ae35; h ^= h >> 16. Every instruction set adds in the same order.
- * out may be x. */
+ * Sums within a block may overflow where the result would not, and one NaN or infinity makes a whole block
+ * NaN or infinite. out may be x. */
 AQ_API int32_t aq_rotate(const float *x, size_t batch, size_t rows, size_t cols, int32_t seed, int32_t inverse,
                          float *out, int32_t threads);
 

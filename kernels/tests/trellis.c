@@ -1,7 +1,7 @@
 /* trellis.c: trellis codes on every instruction set of this build: levels by the definition, dequantized
  * weights and statistics against the scalar oracle to the bit, products with float32 activations against sums
- * in double, products with 8-bit activations and gradients to the bit; and what the best path through the
- * table makes of Gaussian numbers. */
+ * in double, products with 8-bit activations and gradients to the bit; what the best path through the table
+ * makes of Gaussian numbers; and rotations against their definition in double. */
 #include "../arithmetic/trellis.h"
 #include "harness.h"
 
@@ -216,6 +216,53 @@ static void best_path(int32_t b, double deviation, double uniform) {
   expect(best < uniform * 0.67, "best path", "Gaussian numbers");
 }
 
+/* A value of a rotation by the definition: row `i` of a column of an item, the inverse too. */
+static double rotated(const float *x, size_t n, size_t stride, size_t i, uint32_t seed, int32_t inverse) {
+  const size_t block = n & (~n + 1), first = i / block * block;
+  double sum = 0;
+  for (size_t j = first; j < first + block; j++) {
+    const size_t at = inverse ? i : j;
+    uint32_t hash = (uint32_t)at * 0x9e3779b1u + seed;
+    hash ^= hash >> 16, hash *= 0x85ebca6bu;
+    hash ^= hash >> 13, hash *= 0xc2b2ae35u;
+    hash ^= hash >> 16;
+    int odd = (int)(hash >> 31);
+    for (size_t common = i & j & (block - 1); common; common &= common - 1) odd = !odd;
+    sum += odd ? -(double)x[j * stride] : (double)x[j * stride];
+  }
+  return sum / sqrt((double)block);
+}
+
+static void rotations(void) {
+  static const size_t shapes[][3] = {{3, 1, 1}, {2, 7, 5}, {3, 24, 1}, {2, 96, 3}, {1, 128, 4}, {300, 512, 1}};
+  static const int32_t seeds[] = {0, -1, 7};
+  for (size_t s = 0; s < COUNT(shapes) - (quick ? 1 : 0); s++)
+    for (size_t k = 0; k < COUNT(seeds); k++) {
+      const size_t batch = shapes[s][0], n = shapes[s][1], stride = shapes[s][2], size = batch * n * stride;
+      const int32_t seed = seeds[k];
+      float *x = gaussians(size, 1), *forth = 0;
+      snprintf(where, sizeof where, "%zu x %zu x %zu, seed %d", batch, n, stride, (int)seed);
+      for (int32_t inverse = 0; inverse <= 1; inverse++) {
+        float *expected = take(size * 4), *first;
+        for (size_t at = 0; at < size; at++) {
+          const size_t row = at / stride;
+          expected[at] = (float)rotated(x + row / n * n * stride + at % stride, n, stride, row % n, (uint32_t)seed, inverse);
+        }
+        EXPECT_ON_THREADS("rotation", where, first, expected, size, 0, 1e-5,
+                          aq_rotate(x, batch, n, stride, seed, inverse, out, threads));
+        if (!inverse) forth = first;
+      }
+      expect_status("rotation", where, aq_rotate(forth, batch, n, stride, seed, 1, forth, 1), AQ_OK);
+      expect_close("rotation and its inverse, in place", where, x, forth, size, 0, 1e-5);
+      release();
+    }
+  float one[1] = {1};
+  expect_status("rotation", "no values", aq_rotate(0, 1, 1, 1, 0, 0, one, 1), AQ_E_ARGUMENT);
+  expect_status("rotation", "no output", aq_rotate(one, 1, 1, 1, 0, 0, 0, 1), AQ_E_ARGUMENT);
+  expect_status("rotation", "too many values", aq_rotate(one, SIZE_MAX / 2, 8, 8, 0, 0, one, 1), AQ_E_SHAPE);
+  expect_status("rotation", "nothing", aq_rotate(0, 0, 8, 8, 0, 0, 0, 1), AQ_OK);
+}
+
 static void refusals(void) {
   float out[2];
   const uint16_t halves[2] = {0};
@@ -255,6 +302,7 @@ int main(int argc, char **argv) {
   }
   best_path(2, 24.5, 0.1188);
   best_path(3, 20.08, 0.0374);
+  rotations();
   refusals();
   run(AQ_ISA_SCALAR);
   run_sets(AQ_ISA_AVX512_VBMI, run);

@@ -2,7 +2,8 @@
 #include "../dispatch.h"
 #include "../threads.h"
 
-/* What value i is multiplied by: the sign of a hash, and what keeps the transform's lengths. */
+/* The factor of value i: its sign, from a hash of i and the seed, times `length`, which undoes the growth of
+ * the sums. */
 static float factor_of(uint32_t seed, size_t i, float length) {
   uint32_t hash = (uint32_t)i * 0x9e3779b1u + seed;
   hash = (hash ^ hash >> 16) * 0x85ebca6bu;
