@@ -131,6 +131,10 @@ AQ_API int32_t aq_cuda_linear_trellis(aq_cuda_buffer x, size_t tokens, aq_cuda_b
                                       aq_cuda_buffer offset, aq_cuda_buffer bias, size_t rows, size_t cols, int32_t bits,
                                       size_t group_size, aq_cuda_buffer out, aq_cuda_stream stream);
 
+/* aq_rotate, to the bit. out may be x. */
+AQ_API int32_t aq_cuda_rotate(aq_cuda_buffer x, size_t batch, size_t rows, size_t cols, int32_t seed, int32_t inverse,
+                              aq_cuda_buffer out, aq_cuda_stream stream);
+
 /* aq_quantize_activations, to the bit. Waits. */
 AQ_API int32_t aq_cuda_quantize_activations(aq_cuda_buffer x, size_t tokens, size_t cols, int32_t bits, int32_t kind,
                                             aq_cuda_buffer codes, aq_cuda_buffer scale, aq_cuda_buffer zero_point,

@@ -158,6 +158,7 @@ export function cudaPlan(architectures: readonly CudaArchitecture[] = ["80", "90
         "solver",
         "tensor",
         "trellis/products",
+        "trellis/rotation",
         "trellis/solver",
       ].map((
         name,

@@ -108,6 +108,7 @@ export const CUDA_SIGNATURES = {
   aq_cuda_dequantize_two_level: "handle handle handle handle handle usize usize i32 usize i32 handle i32 handle",
   aq_cuda_dequantize_trellis: "handle handle handle usize usize i32 usize handle i32 handle",
   aq_cuda_linear_trellis: "handle usize handle handle handle handle usize usize i32 usize handle handle",
+  aq_cuda_rotate: "handle usize usize usize i32 i32 handle handle",
   aq_cuda_quantize_activations: "handle usize usize i32 i32 handle handle handle handle",
   aq_cuda_round_activations: "handle usize usize i32 i32 f32 i32 handle handle",
   aq_cuda_linear_packed_int8: "handle handle handle usize handle handle handle handle usize usize i32 usize handle handle",

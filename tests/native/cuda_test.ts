@@ -27,13 +27,14 @@ import { attention } from "../../lib/native/functions.ts";
 import { type Kernels, openKernels } from "../../lib/native/mod.ts";
 import { unchecked } from "../../lib/native/kernels.ts";
 import { quantizeCheckpoint } from "../../lib/pipeline/mod.ts";
-import { dequantize, quantize } from "../../lib/quant/mod.ts";
+import { dequantize, quantize, quantizeByWeights } from "../../lib/quant/mod.ts";
 import { openCheckpoint } from "../../lib/tensor/mod.ts";
-import type { TwoLevelTensor, WeightFormat } from "../../lib/quant/packed/layout.ts";
+import { isRotated, type TwoLevelTensor, type WeightFormat } from "../../lib/quant/packed/layout.ts";
 import { correctedTarget, factorMoments } from "../../lib/quant/solvers/factored_moment.ts";
 import { accumulateMoment, emptyMoments } from "../../lib/quant/solvers/moments.ts";
 import { solveLayer } from "../../lib/quant/solvers/solve_layer.ts";
 import { DEFAULT_SOLVER_SETTINGS } from "../../lib/quant/solvers/settings.ts";
+import { denseWeights } from "../../lib/solve/dense_weights.ts";
 import { solveModel } from "../../lib/solve/solve_model.ts";
 import { differences, MODELS, run, workplace } from "../_checkpoints.ts";
 import { readersPython, runReader } from "../_readers.ts";
@@ -298,6 +299,7 @@ describe("solvers on a GPU", () => {
         [{ bits: 2, groupSize: 0, zeroPoint: "integer" }, 256],
         [{ bits: 2, groupSize: 0, zeroPoint: "real", scaleBits: 16, codes: "trellis" }, 256],
         [{ bits: 3, groupSize: 64, zeroPoint: "real", scaleBits: 16, codes: "trellis" }, 64],
+        [{ bits: 2, groupSize: 0, zeroPoint: "real", scaleBits: 0, codes: "trellis" }, 256],
       ] as const
     ) expect(solved(gpu, format, block)).toEqual(solved(cpu, format, block));
   });
@@ -403,6 +405,71 @@ describe("models on a GPU", () => {
       place.remove();
     }
   });
+
+  test(
+    "rotated weights are run there: hidden states are brought once, they and logits come back",
+    async () => {
+      if (!COMPUTES || await deviceLine() === undefined) return;
+      using gpu = await openKernels({ backend: "cuda" });
+      using cpu = await openKernels({ backend: "cpu" });
+      const { download, upload } = DeviceMemory.prototype, moved: number[] = [];
+      const brought: ArrayBufferView[] = [], { wrote } = DeviceArrays.prototype;
+      DeviceMemory.prototype.download = function (handle, array, ...rest) {
+        moved.push(array.byteLength);
+        download.call(this, handle, array, ...rest);
+      };
+      DeviceMemory.prototype.upload = function (data, ...rest) {
+        brought.push(data);
+        upload.call(this, data, ...rest);
+      };
+      DeviceArrays.prototype.wrote = function (array, handle) {
+        if (array instanceof Float32Array) array.fill(NaN); // until it is asked for
+        wrote.call(this, array, handle);
+      };
+      try {
+        using checkpoint = openCheckpoint(join(MODELS, "dream-mini"));
+        const stages = loadDream(checkpoint.path, cpu).stages.filter(({ block }) => block === 1);
+        const weights = new Map(
+          stages.flatMap(({ layers }) => layers).map((layer) => {
+            const dense = { data: denseWeights(cpu, layer), dtype: "F32" } as const,
+              { rows, cols } = layer.weights;
+            const format = {
+              bits: 2,
+              groupSize: 0,
+              zeroPoint: "real",
+              scaleBits: 0,
+              codes: "trellis",
+            } as const;
+            return [layer.name, quantizeByWeights(cpu, dense, rows, cols, { ...format, solver: "clip" })];
+          }),
+        );
+        expect([...weights.values()].filter(isRotated).length).toBeGreaterThan(3);
+        for (const tokens of [1, 24]) { // below and above what tensor cores are for
+          const inputIds = Int32Array.from({ length: tokens }, (_, i) => i % 16);
+          const [own, wanted] = [gpu, cpu].map((kernels) => {
+            const { model, kind } = modelFrom(checkpoint, kernels, { weights });
+            if (kind !== "dream") throw new Error("expected a Dream model");
+            model.forward(inputIds, 1);
+            moved.length = brought.length = 0;
+            const logits = model.forward(inputIds, 1).slice();
+            const hidden = 4 * tokens * model.config.hiddenSize;
+            if (kernels === gpu) expect(moved).toEqual([logits.byteLength, hidden]);
+            // what is held comes as bytes: the hidden states; all else is no larger than a norm's weights
+            const bytes = brought.filter((data) => data instanceof Uint8Array).map((data) => data.byteLength);
+            const floats = brought.filter((data) => data instanceof Float32Array);
+            if (kernels === gpu) expect(bytes).toEqual([hidden]);
+            expect(floats.filter((data) => data.byteLength > 4 * model.config.hiddenSize)).toEqual([]);
+            return logits;
+          });
+          expect(apart(own!, wanted!)).toBeLessThan(1e-4);
+        }
+      } finally {
+        Object.assign(DeviceMemory.prototype, { download, upload });
+        DeviceArrays.prototype.wrote = wrote;
+      }
+    },
+    120_000,
+  );
 
   test("8-bit activations and their products are the CPU's, byte for byte, and in a pass codes stay there", async () => {
     if (!COMPUTES || await deviceLine() === undefined) return;

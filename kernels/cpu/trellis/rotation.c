@@ -1,15 +1,7 @@
 /* trellis/rotation.c: signs and Hadamard transforms, which spread large values over blocks. */
+#include "../../arithmetic/rotation.h"
 #include "../dispatch.h"
 #include "../threads.h"
-
-/* The factor of value i: its sign, from a hash of i and the seed, times `length`, which undoes the growth of
- * the sums. */
-static float factor_of(uint32_t seed, size_t i, float length) {
-  uint32_t hash = (uint32_t)i * 0x9e3779b1u + seed;
-  hash = (hash ^ hash >> 16) * 0x85ebca6bu;
-  hash = (hash ^ hash >> 13) * 0xc2b2ae35u;
-  return (hash ^ hash >> 16) >> 31 ? -length : length;
-}
 
 typedef struct {
   const float *x;
@@ -27,7 +19,7 @@ static void multiply(const rotation *r, const float *x, size_t begin, size_t end
   for (size_t first = 0; first < r->rows; first += AQ_FACTORS) {
     const size_t count = aq_min_size(AQ_FACTORS, r->rows - first);
     float factors[AQ_FACTORS];
-    for (size_t i = 0; i < count; i++) factors[i] = factor_of(r->seed, first + i, r->length);
+    for (size_t i = 0; i < count; i++) factors[i] = aq_rotation_factor(r->seed, first + i, r->length);
     for (size_t item = begin; item < end; item++) {
       const size_t at = (item * r->rows + first) * r->cols;
       if (r->cols == 1)
@@ -87,10 +79,10 @@ int32_t aq_rotate(const float *x, size_t batch, size_t rows, size_t cols, int32_
   if (batch == 0 || rows == 0 || cols == 0) return AQ_OK;
   if (!x || !out) return AQ_E_ARGUMENT;
   if (!aq_three_counts_allowed(batch, rows, cols)) return AQ_E_SHAPE;
-  rotation job = {x, out, rows, cols, rows & (~rows + 1), (uint32_t)seed, inverse, 1};
-  size_t left = job.block, stages = 1;
-  for (; left > 2; left /= 4, stages += 2) job.length /= 2;
-  if (left == 2) job.length *= 0x1.6a09e6p-1f;
+  const size_t block = aq_rotation_block(rows);
+  const rotation job = {x, out, rows, cols, block, (uint32_t)seed, inverse, aq_rotation_length(block)};
+  size_t stages = 1;
+  for (size_t left = block; left > 2; left /= 4) stages += 2;
   const double work = (double)batch * (double)rows * (double)cols / AQ_CHEAP * (double)stages;
   return aq_run_units(run, &job, batch, aq_work(work), threads);
 }

@@ -66,7 +66,37 @@ static void run_trellis(int32_t bits, size_t rows, size_t cols, size_t group_siz
   integers.compare("linear_trellis_int8", where, true);
 }
 
+static void run_rotation(size_t batch, size_t rows, size_t cols) {
+  char where[80];
+  snprintf(where, sizeof where, "%zu of %zu x %zu", batch, rows, cols);
+  const std::vector<float> x = normal_values(batch * rows * cols, 1.0f);
+  const device_bytes own_x = on_device(x);
+  changed<float> there{std::vector<float>(x.size())};
+  const int32_t seed = (int32_t)random_bits();
+  BOTH("rotate", aq_rotate(x.data(), batch, rows, cols, seed, 0, there.expected.data(), 1),
+       aq_cuda_rotate(own_x.handle, batch, rows, cols, seed, 0, there.own.handle, stream));
+  there.compare("rotate", where);
+  BOTH("rotate back, in place", aq_rotate(there.expected.data(), batch, rows, cols, seed, 1, there.expected.data(), 1),
+       aq_cuda_rotate(there.own.handle, batch, rows, cols, seed, 1, there.own.handle, stream));
+  there.compare("rotate back, in place", where);
+}
+
+static void run_rotations(void) {
+  for (size_t rows : {1, 2, 3, 4, 8, 12, 96, 100, 320, 1024, 1600, 2048})
+    for (size_t cols : {1, 3, 31, 100}) run_rotation(1 + random_bits() % 5, rows, cols);
+  run_rotation(3, 4096, 1);
+  run_rotation(2, 24576, 1);
+  run_rotation(1, 65536, 2);
+  run_rotation(5000, 2, 1);
+  run_rotation(1, 2, 5000);
+  const device_bytes b = on_device(bytes(64));
+  expect_status("rotate", "too small", aq_cuda_rotate(b.handle, 1, 400, 5, 1, 0, b.handle, stream), AQ_E_SHAPE);
+  expect_status("rotate", "too many", aq_cuda_rotate(b.handle, SIZE_MAX, 4, 5, 1, 0, b.handle, stream), AQ_E_SHAPE);
+  expect_status("rotate", "nothing", aq_cuda_rotate(0, 0, 4, 5, 1, 0, 0, stream), AQ_OK);
+}
+
 static void run_trellis_shapes(void) {
+  run_rotations();
   for (int32_t bits : {2, 3}) {
     for (size_t cols : {1, 3, 15, 16, 17, 31, 64, 65, 100, 256, 257, 1000})
       for (size_t group_size : {0, 16, 64, 256})

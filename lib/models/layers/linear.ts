@@ -101,13 +101,13 @@ function linearRotated(
   scratch = new Workspace(),
 ): Floats {
   const { rotationSeed, ...rotated } = weights, { rows, cols } = rotated;
-  const own = scratch.take("rotated inputs", tokens * cols);
+  const own = kernels.arrays.hold(scratch.take("rotated inputs", tokens * cols), true);
   rotateInputs(kernels, x, tokens, cols, rotationSeed, own);
   linear(kernels, { weights: rotated }, own, tokens, out);
   restoreOutputs(kernels, out, tokens, rows, rotationSeed);
   if (bias === undefined) return out;
-  const shift = { scale: scratch.take("zeros", rows), shift: bias }; // which nobody writes to
-  modulate(kernels, out, shift, { batch: 1, tokens, cols: rows }, out);
+  const scale = kernels.arrays.constant(scratch.take(`zeros of ${rows}`, rows)); // which nobody writes to
+  modulate(kernels, out, { scale, shift: bias }, { batch: 1, tokens, cols: rows }, out);
   return out;
 }
 
