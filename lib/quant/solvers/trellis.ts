@@ -303,11 +303,12 @@ function settleOneScale(problem: MomentProblem, candidate: Candidate, refit: boo
 
 /**
  * A candidate with zeros for groups of weights that are smaller than any half float, which no scale fits;
- * undefined without such groups.
+ * undefined without such groups. Of a grid, which has no scale of 0, only whole rows count.
  */
-function withZeros(problem: MomentProblem, best: Candidate, isOne: boolean): Candidate | undefined {
-  const layer = isOne ? asOneRow(problem) : problem,
-    count = layer.rows * groupCount(layer.cols, layer.groupSize);
+function withZeros({ problem, grid, rotationSeed }: Prepared, best: Candidate): Candidate | undefined {
+  const whole = grid === undefined ? problem : { ...problem, groupSize: 0 as const };
+  const layer = rotationSeed === undefined ? whole : asOneRow(problem);
+  const count = layer.rows * groupCount(layer.cols, layer.groupSize);
   const scales = best.scale.length / count, scale = best.scale.slice(), zeroPoint = best.zeroPoint.slice();
   const isTiny = (weights: Float32Array) =>
     weights.reduce((sum, weight) => sum + weight ** 2, 0) < weights.length * TINY ** 2;
@@ -366,14 +367,11 @@ export function solveTrellis(asked: MomentProblem, steps: Steps): Solution {
     }
     best = better(best, found!);
   }
-  const zeros = withZeros(problem, best!, isOne);
-  if (zeros !== undefined) {
-    // no grid has a scale of 0
-    if (start.grid !== undefined) {
-      return solveTrellis({ ...asked, scaleBits: OFFSET_BITS, onShare: undefined }, steps);
-    }
-    best = better(best, zeros);
-  }
+  const zeros = withZeros(start, best!);
+  if (zeros !== undefined && start.grid !== undefined) {
+    const isBetter = zeros.objective.some((own, row) => own < best!.objective[row]!);
+    if (isBetter) return solveTrellis({ ...asked, scaleBits: OFFSET_BITS, onShare: undefined }, steps);
+  } else if (zeros !== undefined) best = better(best, zeros);
   return {
     tensor: packedTrellis({ ...start, grid }, best!),
     objective: total(best!.objective),

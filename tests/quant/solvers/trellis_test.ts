@@ -273,6 +273,12 @@ describe("trellis codes", () => {
     const mixed = own.map((weight, i) => i < cols ? weight * 1e-9 : weight); // one row
     const { errors, squares } = errorOf(mixed, formats[0]!, 0, 1);
     expect(errors).toBeLessThanOrEqual(squares * 1.0001);
+
+    // a group of zeros needs no half floats
+    const gap = { data: own.map((weight, i) => i < 32 ? 0 : weight), dtype: "F32" } as const;
+    const format = { bits: 2, groupSize: 32, zeroPoint: "real", scaleBits: 3, codes: "trellis" } as const;
+    const tensor = quantizeByWeights(kernels, gap, rows, cols, { ...format, solver: "clip" });
+    expect((tensor as TwoLevelTensor).scaleGrid).toBeDefined();
   });
 
   test("are refused in other forms", () => {
