@@ -131,7 +131,7 @@ test("a matrix is rotated to the same bytes in parts, where WebAssembly gets it 
   const rows = 4096 + 64, cols = 1056, wasm = await openKernels({ backend: "wasm" });
   const own = gaussians(2, rows * cols), other = own.slice();
   for (const direction of ["forth", "back"] as const) {
-    rotateMatrix(kernels, own, rows, cols, 3, direction);
+    rotateMatrix(scalar, own, rows, cols, 3, direction);
     rotateMatrix(wasm, other, rows, cols, 3, direction);
     expect(Buffer.compare(Buffer.from(own.buffer), Buffer.from(other.buffer))).toBe(0);
   }
