@@ -50,8 +50,7 @@ static __global__ void __launch_bounds__(AQ_BLOCK) rotate_tiles(rotation_pass p,
     for (size_t e = threadIdx.x; e < size; e += blockDim.x) {
       const size_t row = aq_quotient(e, p.width), col = left + (e - row * p.width), at = (first + row) * p.inner + col;
       if (first + row < p.outers * p.n && col < p.inner) p.out[at] = p.after ? factor_at(p, at) * tile[e] : tile[e];
-    }
-    __syncthreads();
+    } /* no barrier: a thread loads into what it alone has stored */
   }
 }
 
