@@ -21,13 +21,8 @@ AQ_FUNCTION double aq_small_exp(double x) {
   return sum * power;
 }
 
-/* Whether expert i with number a comes before expert j with b: the larger one, of equals the first; NaN is
- * the least. */
-AQ_FUNCTION int aq_comes_before(float a, size_t i, float b, size_t j) {
-  a = a == a ? a : -__builtin_inff();
-  b = b == b ? b : -__builtin_inff();
-  return a > b || (a == b && i < j);
-}
+/* Whether a number comes before one of an earlier expert; NaN is the least. */
+AQ_FUNCTION int aq_is_chosen_before(float a, float b) { return a > b || (a > -__builtin_inff() && b != b); }
 
 /* Softmax over a token's logits plus the experts' biases (null: none), and of these numbers the largest, of
  * equals the first: their experts, each once, whatever the numbers are, and the numbers. The logits are
@@ -40,15 +35,15 @@ AQ_FUNCTION void aq_experts_of_token(float *logits, const float *bias, size_t ex
   for (size_t e = 0; e < experts; e++) sum += aq_small_exp((double)logits[e] - (double)largest);
   for (size_t e = 0; e < experts; e++)
     logits[e] = (float)(aq_small_exp((double)logits[e] - (double)largest) / sum + (bias ? (double)bias[e] : 0.0));
-  for (size_t k = 0, last = 0; k < per_token; k++) {
-    size_t best = experts;
-    for (size_t e = 0; e < experts; e++)
-      if ((k == 0 || aq_comes_before(logits[last], last, logits[e], e)) &&
-          (best == experts || aq_comes_before(logits[e], e, logits[best], best)))
-        best = e;
-    expert[k] = (int32_t)best;
-    weight[k] = logits[best];
-    last = best;
+  for (size_t e = 0; e < experts; e++) {
+    size_t k = e < per_token ? e : per_token; /* chosen so far, in order */
+    if (k == per_token && !aq_is_chosen_before(logits[e], weight[--k])) continue;
+    for (; k > 0 && aq_is_chosen_before(logits[e], weight[k - 1]); k--) {
+      expert[k] = expert[k - 1];
+      weight[k] = weight[k - 1];
+    }
+    expert[k] = (int32_t)e;
+    weight[k] = logits[e];
   }
 }
 
